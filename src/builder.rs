@@ -1,0 +1,378 @@
+//! [`PgCacheBuilder`]: the settings of an engine, and of a layer with a table of routes.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bb8::{ManageConnection, Pool};
+use bb8_postgres::PostgresConnectionManager;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Client, Config as ConnectConfig, Socket};
+
+use crate::cache::{Config, PgCache};
+use crate::engine::{Engine, Settings};
+use crate::error::ConfigError;
+use crate::layer::PgCacheLayer;
+use crate::policy::{Policy, policy_setters};
+use crate::route::{Route, RouteTable};
+use crate::store::{Lazy, SchemaName, Source, Store, check_name};
+use crate::tenant::Tenant;
+
+/// Builds a [`PgCache`] or, with a table of routes, a [`PgCacheLayer`].
+///
+/// The settings of routes (`ttl`, `domain`, …) are the defaults for every route of the engine.
+pub struct PgCacheBuilder<T = PgCache> {
+    source: SourceSpec,
+    schema: String,
+    tenant: Option<Tenant>,
+    namespace: String,
+    generation: String,
+    cache_status: bool,
+    default_ttl: Duration,
+    settings: Settings,
+    policy: Policy,
+    routes: Vec<Route>,
+    builds: PhantomData<fn() -> T>,
+}
+
+/// The application's pool, or what a pool of our own is made of.
+enum SourceSpec {
+    Shared(Box<dyn Source>),
+    Own {
+        connections: RangeInclusive<u32>,
+        make: Box<dyn FnOnce(RangeInclusive<u32>) -> Box<dyn Source>>,
+    },
+}
+
+impl<T> PgCacheBuilder<T> {
+    /// On the application's own pool.
+    pub fn new<M>(pool: Pool<M>) -> Self
+    where
+        M: ManageConnection<Connection = Client>,
+        M::Error: StdError + Send + Sync + 'static,
+    {
+        Self::with_source(SourceSpec::Shared(Box::new(pool)))
+    }
+
+    /// On a pool of its own, which is made when it is first used. For applications that use another driver.
+    pub fn connecting<Tls>(config: ConnectConfig, tls: Tls) -> Self
+    where
+        Tls: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        Tls::Stream: Send + Sync,
+        Tls::TlsConnect: Send,
+        <Tls::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        let make = move |connections: RangeInclusive<u32>| {
+            let manager = PostgresConnectionManager::new(config, tls);
+            Box::new(Lazy::new(move || {
+                Pool::builder()
+                    .min_idle(*connections.start())
+                    .max_size(*connections.end())
+                    .build_unchecked(manager.clone())
+            })) as Box<dyn Source>
+        };
+        Self::with_source(SourceSpec::Own {
+            connections: 1..=10,
+            make: Box::new(make),
+        })
+    }
+
+    fn with_source(source: SourceSpec) -> Self {
+        Self {
+            source,
+            schema: "pgcache".to_owned(),
+            tenant: None,
+            namespace: String::new(),
+            generation: String::new(),
+            cache_status: true,
+            default_ttl: Duration::from_secs(300),
+            settings: Settings {
+                lookup_deadline: Duration::from_millis(100),
+                store_deadline: Duration::from_secs(5),
+                change_deadline: Duration::from_secs(2),
+                cleanup_interval: Duration::from_secs(60),
+                auto_migrate: true,
+                durable: false,
+                max_log_rows: 1_000_000,
+                queue_entries: 1024,
+                queue_bytes: 32 << 20,
+                fill_bytes: 64 << 20,
+            },
+            policy: Policy::default(),
+            routes: Vec::new(),
+            builds: PhantomData,
+        }
+    }
+
+    /// How many connections a pool of its own keeps (at least) and makes (at most). Only with
+    /// [`connecting`](Self::connecting).
+    ///
+    /// Defaults to `1..=10`.
+    #[must_use]
+    pub fn connections(mut self, range: RangeInclusive<u32>) -> Self {
+        if let SourceSpec::Own { connections, .. } = &mut self.source {
+            *connections = range;
+        }
+        self
+    }
+
+    /// The schema in the database, so that several applications can share one: 1 to 63 characters out of `a-z`,
+    /// `0-9` and `_`.
+    ///
+    /// Defaults to `pgcache`.
+    #[must_use]
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
+        self
+    }
+
+    /// Where the tenant of a request is found. With one, every tenant has its own entries, and a request without
+    /// a tenant is not cached.
+    ///
+    /// Defaults to none: there are no tenants.
+    #[must_use]
+    pub fn tenant(mut self, tenant: Tenant) -> Self {
+        self.tenant = Some(tenant);
+        self
+    }
+
+    /// Keeps the entries of applications, or of parts of one, apart that share a schema.
+    ///
+    /// Defaults to the empty one.
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Keeps the entries of builds apart: a build with another generation does not read this one's answers.
+    /// `env!("CARGO_PKG_VERSION")` is a good one.
+    ///
+    /// Defaults to the empty one.
+    #[must_use]
+    pub fn generation(mut self, generation: impl Into<String>) -> Self {
+        self.generation = generation.into();
+        self
+    }
+
+    /// Whether answers carry `Cache-Status` (RFC 9211).
+    ///
+    /// Defaults to `true`.
+    #[must_use]
+    pub fn cache_status(mut self, on: bool) -> Self {
+        self.cache_status = on;
+        self
+    }
+
+    /// The ttl of rows of the table of routes that have none.
+    ///
+    /// Defaults to 300 seconds.
+    #[must_use]
+    pub fn default_ttl(mut self, ttl: Duration) -> Self {
+        self.default_ttl = ttl;
+        self
+    }
+
+    /// How long a request waits for the store before the inner service answers it.
+    ///
+    /// Defaults to 100 ms.
+    #[must_use]
+    pub fn lookup_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.lookup_deadline = deadline;
+        self
+    }
+
+    /// How long anything else may take: storing, invalidating, one step of housekeeping.
+    ///
+    /// Defaults to 5 s.
+    #[must_use]
+    pub fn store_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.store_deadline = deadline;
+        self
+    }
+
+    /// How long an unsafe request waits for its invalidation while the store does not accept it. Then its answer
+    /// goes out; the invalidation is tried on in the background, and this instance serves nothing that it
+    /// concerns until it is through.
+    ///
+    /// Defaults to 2 s.
+    #[must_use]
+    pub fn change_deadline(mut self, deadline: Duration) -> Self {
+        self.settings.change_deadline = deadline;
+        self
+    }
+
+    /// How often expired entries are removed, by one instance at a time. Zero switches the background task off;
+    /// call [`PgCache::cleanup`] or, in SQL, `pgcache.prune()` yourself.
+    ///
+    /// Defaults to 60 s.
+    #[must_use]
+    pub fn cleanup_interval(mut self, interval: Duration) -> Self {
+        self.settings.cleanup_interval = interval;
+        self
+    }
+
+    /// Whether the schema is created, or brought up to date, on first use. Without, call
+    /// [`PgCache::migrate`] with a role that may, and give the application's role
+    /// `USAGE` on the schema, `SELECT, INSERT, UPDATE, DELETE` on its tables and `EXECUTE` on its functions.
+    ///
+    /// Defaults to `true`.
+    #[must_use]
+    pub fn auto_migrate(mut self, on: bool) -> Self {
+        self.settings.auto_migrate = on;
+        self
+    }
+
+    /// Whether the tables survive a crash or failover of the server (LOGGED), at the cost of writing the WAL.
+    /// Counts when the schema is created.
+    ///
+    /// Defaults to `false` (UNLOGGED): a crash empties the cache.
+    #[must_use]
+    pub fn durable(mut self, on: bool) -> Self {
+        self.settings.durable = on;
+        self
+    }
+
+    /// How many rows the folded invalidation log may have. Beyond that the oldest go, and entries from before
+    /// them count as invalid.
+    ///
+    /// Defaults to 1,000,000.
+    #[must_use]
+    pub fn max_log_rows(mut self, rows: u32) -> Self {
+        self.settings.max_log_rows = rows.into();
+        self
+    }
+
+    /// How much may wait to be stored: answers, and their bytes. What comes when the queue is full is not stored.
+    ///
+    /// Defaults to 1,024 answers and 32 MiB.
+    #[must_use]
+    pub fn store_queue(mut self, answers: usize, bytes: usize) -> Self {
+        (self.settings.queue_entries, self.settings.queue_bytes) = (answers, bytes);
+        self
+    }
+
+    /// How many bytes of bodies may be on their way at once: read from handlers and not yet by clients. Bodies
+    /// beyond that pass through unstored, at the client's pace.
+    ///
+    /// Defaults to 64 MiB.
+    #[must_use]
+    pub fn fill_memory(mut self, bytes: usize) -> Self {
+        self.settings.fill_bytes = bytes;
+        self
+    }
+
+    policy_setters!();
+
+    fn policy_mut(&mut self) -> &mut Policy {
+        &mut self.policy
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = self.policy.mistakes("engine");
+        mistakes.extend(check_name(&self.schema).err());
+        let durations = [
+            ("default_ttl", self.default_ttl),
+            ("lookup_deadline", self.settings.lookup_deadline),
+            ("store_deadline", self.settings.store_deadline),
+            ("change_deadline", self.settings.change_deadline),
+        ];
+        for (name, duration) in durations {
+            if duration.is_zero() {
+                mistakes.push(format!(
+                    "{name}: zero; use a duration of at least a millisecond"
+                ));
+            }
+        }
+        if self.settings.max_log_rows == 0 {
+            mistakes.push("max_log_rows: zero; use at least 1".to_owned());
+        }
+        if self.policy.shared_by_tenant == Some(true) && self.tenant.is_none() {
+            mistakes.push(
+                "shared_by_tenant: there is no tenant; add tenant(Tenant::extension(…))".to_owned(),
+            );
+        }
+        if let SourceSpec::Own { connections, .. } = &self.source {
+            if connections.is_empty() || *connections.end() == 0 {
+                mistakes.push(format!(
+                    "connections({connections:?}): the range is empty; use for example 1..=10"
+                ));
+            }
+        }
+        mistakes
+    }
+
+    /// Settings that were not checked, or that need no check.
+    fn assemble(self, schema: &SchemaName) -> PgCache {
+        let source = match self.source {
+            SourceSpec::Shared(source) => source,
+            SourceSpec::Own { connections, make } => make(connections),
+        };
+        PgCache {
+            engine: Engine::new(Store::new(source, schema), self.settings),
+            config: Arc::new(Config {
+                tenant: self.tenant,
+                namespace: self.namespace,
+                generation: self.generation,
+                cache_status: self.cache_status,
+                policy: self.policy,
+            }),
+        }
+    }
+
+    fn checked_schema(&self) -> Result<SchemaName, ConfigError> {
+        check_name(&self.schema).map_err(ConfigError::one)
+    }
+}
+
+impl PgCacheBuilder<PgCache> {
+    /// The engine. Connects to nothing and spawns nothing.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes in the settings at once.
+    pub fn build(self) -> Result<PgCache, ConfigError> {
+        ConfigError::check(self.mistakes())?;
+        let schema = self.checked_schema()?;
+        Ok(self.assemble(&schema))
+    }
+
+    pub(crate) fn with_defaults(self) -> PgCache {
+        self.assemble(&SchemaName::default())
+    }
+}
+
+impl PgCacheBuilder<PgCacheLayer> {
+    /// Adds a row to the table of routes. Requests that no row matches have the engine's settings.
+    #[must_use]
+    pub fn route(mut self, route: Route) -> Self {
+        self.routes.push(route);
+        self
+    }
+
+    /// The layer. Connects to nothing and spawns nothing.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes in the settings and in the table at once.
+    pub fn build(mut self) -> Result<PgCacheLayer, ConfigError> {
+        let mut mistakes = self.mistakes();
+        let routes = std::mem::take(&mut self.routes);
+        let table = RouteTable::new(routes, &self.policy, self.default_ttl, &mut mistakes);
+        ConfigError::check(mistakes)?;
+        let schema = self.checked_schema()?;
+        Ok(PgCacheLayer::of(self.assemble(&schema), Some(table)))
+    }
+}
+
+impl<T> fmt::Debug for PgCacheBuilder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgCacheBuilder")
+            .field("schema", &self.schema)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,277 @@
+//! The read and the write path, behind the HTTP service and in front of the store.
+//!
+//! 1. A request never fails and never waits longer than a deadline because of the engine: every fault ends as
+//!    "not found, not to be stored", is counted, and is logged when the state changes.
+//! 2. Nothing is spawned before the first request, and nothing lives on when the last handle is gone and the
+//!    queues are empty.
+//! 3. What a commit invalidated is decided in the store. What this instance failed to write down so far
+//!    ([`changes`]) is decided here.
+
+mod changes;
+mod fill;
+mod gauge;
+mod health;
+mod housekeeping;
+mod readiness;
+mod stats;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+pub(crate) use changes::ChangeGuard;
+pub(crate) use fill::{Budget, Fill, Label, Reservation, Storing};
+pub use housekeeping::Cleaned;
+pub use stats::Stats;
+
+use crate::domain::Scope;
+use crate::error::{Error, ErrorKind};
+use crate::http::cache_status::Bypass;
+use crate::http::fields::decode_head;
+use crate::key::Key;
+use crate::store::{Creation, Lookup, Store};
+use changes::Changes;
+use gauge::Gauge;
+use health::Health;
+use readiness::Readiness;
+use stats::Counters;
+use writer::Writer;
+
+/// What the builder decided.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) lookup_deadline: Duration,
+    pub(crate) store_deadline: Duration,
+    /// How long a mutating request waits for its invalidation.
+    pub(crate) change_deadline: Duration,
+    /// Zero: never.
+    pub(crate) cleanup_interval: Duration,
+    pub(crate) auto_migrate: bool,
+    pub(crate) durable: bool,
+    pub(crate) max_log_rows: i64,
+    pub(crate) queue_entries: usize,
+    pub(crate) queue_bytes: usize,
+    pub(crate) fill_bytes: usize,
+}
+
+pub(crate) struct Engine {
+    pub(crate) store: Arc<Store>,
+    pub(crate) settings: Settings,
+    pub(crate) budget: Arc<Budget>,
+    readiness: Readiness,
+    writer: Writer,
+    changes: Changes,
+    housekeeper: housekeeping::Housekeeper,
+    /// What is still to be written, or may become so.
+    pending: Gauge,
+    reads: Health,
+    writes: Health,
+    stats: Counters,
+    closed: AtomicBool,
+}
+
+/// A stored answer, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: bytes::Bytes,
+    pub(crate) age: Duration,
+    pub(crate) ttl: Duration,
+}
+
+/// The outcome of asking for an entry.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    Hit(Entry),
+    /// The inner service is to be asked, and its answer may be stored.
+    Miss(Fill),
+    /// The inner service is to be asked.
+    Unusable(Bypass),
+}
+
+impl Engine {
+    pub(crate) fn new(store: Arc<Store>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            budget: Arc::new(Budget::new(settings.fill_bytes)),
+            store,
+            settings,
+            readiness: Readiness::default(),
+            writer: Writer::default(),
+            changes: Changes::default(),
+            housekeeper: housekeeping::Housekeeper::default(),
+            pending: Gauge::default(),
+            reads: Health::new("reading from the cache"),
+            writes: Health::new("writing to the cache"),
+            stats: Counters::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Looks for an entry. Takes at most the lookup deadline.
+    pub(crate) async fn ask(self: &Arc<Self>, key: Key) -> Asked {
+        if self.is_closed() || Handle::try_current().is_err() {
+            return Asked::Unusable(Bypass::Closed);
+        }
+        self.housekeeper.start(self);
+        self.housekeeper.note_traffic();
+        let within = self.settings.lookup_deadline;
+        let looked_up = timeout(within, async {
+            self.readiness.ensure(self).await?;
+            self.store.lookup(key, within).await
+        });
+        match looked_up.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("no answer within {within:?}"),
+            ))
+        }) {
+            Ok(lookup) => {
+                self.reads.is_well();
+                self.judge(key, lookup)
+            }
+            Err(error) => {
+                self.stats.count(|s| &s.errors);
+                self.reads.is_ill(&error);
+                self.readiness.doubt(&error);
+                Asked::Unusable(Bypass::Store)
+            }
+        }
+    }
+
+    fn judge(self: &Arc<Self>, key: Key, lookup: Lookup) -> Asked {
+        match lookup {
+            Lookup::Found(found) if self.changes.concern(&found.probes) => {
+                // a change that we know of and could not write down yet
+                Asked::Unusable(Bypass::Store)
+            }
+            Lookup::Found(found) => match decode_head(&found.head) {
+                Some((status, headers)) => {
+                    let (body, age, ttl) = (found.body, found.age, found.ttl);
+                    Asked::Hit(Entry {
+                        status,
+                        headers,
+                        body,
+                        age,
+                        ttl,
+                    })
+                }
+                None => Asked::Unusable(Bypass::Store),
+            },
+            Lookup::Missing(origin) => Asked::Miss(Fill::new(self.clone(), key, origin)),
+            Lookup::NoEpoch => {
+                self.readiness.forget();
+                Asked::Unusable(Bypass::Store)
+            }
+        }
+    }
+
+    /// Creates or migrates the schema, whatever `auto_migrate` says.
+    pub(crate) async fn migrate(self: &Arc<Self>) -> Result<(), Error> {
+        self.refuse_if_closed()?;
+        self.prepare(true).await
+    }
+
+    /// Finds out whether the cache can be used, now.
+    pub(crate) async fn ready(self: &Arc<Self>) -> Result<(), Error> {
+        self.refuse_if_closed()?;
+        self.prepare(self.settings.auto_migrate).await
+    }
+
+    async fn prepare(self: &Arc<Self>, migrate: bool) -> Result<(), Error> {
+        let creation = migrate.then_some(Creation {
+            durable: self.settings.durable,
+        });
+        self.store
+            .prepare(creation, self.settings.store_deadline)
+            .await?;
+        self.readiness.set_ready();
+        Ok(())
+    }
+
+    /// Invalidates now; the caller gets to know.
+    pub(crate) async fn invalidate(self: &Arc<Self>, scopes: Vec<Scope>) -> Result<(), Error> {
+        self.usable().await?;
+        self.store
+            .invalidate(scopes, self.settings.store_deadline)
+            .await?;
+        self.stats.count(|s| &s.invalidations);
+        Ok(())
+    }
+
+    pub(crate) async fn clear(self: &Arc<Self>) -> Result<(), Error> {
+        self.usable().await?;
+        self.store.clear(self.settings.store_deadline).await
+    }
+
+    pub(crate) async fn cleanup(self: &Arc<Self>) -> Result<Cleaned, Error> {
+        self.usable().await?;
+        housekeeping::sweep(self).await
+    }
+
+    async fn usable(self: &Arc<Self>) -> Result<(), Error> {
+        self.refuse_if_closed()?;
+        self.readiness.ensure(self).await
+    }
+
+    /// Waits until nothing is left to write.
+    pub(crate) async fn settled(&self) {
+        self.pending.zero().await;
+    }
+
+    /// Stops. What is queued is written first, for as long as the store deadline.
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if timeout(self.settings.store_deadline, self.settled())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "the cache was closed with work left that the database did not accept in time"
+            );
+        }
+        self.housekeeper.stop();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.stats.read()
+    }
+
+    pub(crate) fn count_hit(&self) {
+        self.stats.count(|s| &s.hits);
+    }
+
+    pub(crate) fn count_miss(&self) {
+        self.stats.count(|s| &s.misses);
+    }
+
+    pub(crate) fn count_bypass(&self) {
+        self.stats.count(|s| &s.bypasses);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn refuse_if_closed(&self) -> Result<(), Error> {
+        if self.is_closed() {
+            Err(Error::new(ErrorKind::Closed, "the cache was closed"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("store", &self.store)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,67 @@
+//! What the engine has done so far.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts since the engine was built, of this instance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Requests answered from the cache.
+    pub hits: u64,
+    /// Requests that the cache could have answered, had it had an entry.
+    pub misses: u64,
+    /// Requests that were neither looked up nor stored.
+    pub bypasses: u64,
+    /// Answers written to the store.
+    pub stored: u64,
+    /// Answers that should have been stored and were not: queue full, database unreachable, fill overtaken by a
+    /// crash or by pruning.
+    pub dropped: u64,
+    /// Invalidations written, one per transaction.
+    pub invalidations: u64,
+    /// Accesses to the store that failed or were too slow.
+    pub errors: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) bypasses: AtomicU64,
+    pub(crate) stored: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) invalidations: AtomicU64,
+    pub(crate) errors: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn count(&self, counter: impl FnOnce(&Self) -> &AtomicU64) {
+        self.add(1, counter);
+    }
+
+    pub(crate) fn add(&self, n: u64, counter: impl FnOnce(&Self) -> &AtomicU64) {
+        counter(self).fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Stats {
+        let Self {
+            hits,
+            misses,
+            bypasses,
+            stored,
+            dropped,
+            invalidations,
+            errors,
+        } = self;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            hits: read(hits),
+            misses: read(misses),
+            bypasses: read(bypasses),
+            stored: read(stored),
+            dropped: read(dropped),
+            invalidations: read(invalidations),
+            errors: read(errors),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The queue of answers to be stored: bounded, and worked off in the background.
+//!
+//! A full queue drops what comes. One task at a time works; it begins with the first answer and ends with the
+//! last one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Engine;
+use super::gauge::Token;
+use crate::store::Record;
+
+/// How many answers one transaction stores at most.
+const BATCH: usize = 32;
+
+#[derive(Debug, Default)]
+pub(crate) struct Writer(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Job>,
+    bytes: usize,
+    working: bool,
+}
+
+#[derive(Debug)]
+struct Job {
+    record: Record,
+    _pending: Token,
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        self.record.head.len() + self.record.body.len() + self.record.path.len()
+    }
+}
+
+impl Writer {
+    pub(crate) fn push(&self, engine: &Arc<Engine>, record: Record) {
+        let job = Job {
+            record,
+            _pending: engine.pending.enter(),
+        };
+        let mut queue = self.lock();
+        let bytes = queue.bytes + job.bytes();
+        if queue.waiting.len() >= engine.settings.queue_entries
+            || bytes > engine.settings.queue_bytes
+        {
+            drop(queue);
+            engine.stats.count(|s| &s.dropped);
+            return;
+        }
+        queue.bytes = bytes;
+        queue.waiting.push_back(job);
+        if !std::mem::replace(&mut queue.working, true) {
+            tokio::spawn(work(Working(Some(engine.clone()))));
+        }
+    }
+
+    /// The next batch; none, and the task is no longer working.
+    fn take(&self) -> Vec<Job> {
+        let mut queue = self.lock();
+        let n = queue.waiting.len().min(BATCH);
+        let batch: Vec<Job> = queue.waiting.drain(..n).collect();
+        queue.bytes -= batch.iter().map(Job::bytes).sum::<usize>();
+        queue.working = n > 0;
+        batch
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Held by the task. If it is dropped with its runtime, what was waiting is lost, and another task may begin.
+struct Working(Option<Arc<Engine>>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(engine) = &self.0 {
+            *engine.writer.lock() = Queue::default();
+        }
+    }
+}
+
+async fn work(mut working: Working) {
+    while let Some(engine) = &working.0 {
+        let (records, _pending): (Vec<_>, Vec<_>) = engine
+            .writer
+            .take()
+            .into_iter()
+            .map(|Job { record, _pending }| (record, _pending))
+            .unzip();
+        if records.is_empty() {
+            // a regular end: what is pushed from here on has a task of its own
+            working.0 = None;
+        } else {
+            write(engine, records).await;
+        }
+    }
+}
+
+async fn write(engine: &Arc<Engine>, records: Vec<Record>) {
+    let count = records.len() as u64;
+    let accepted = match engine
+        .store
+        .put(records, engine.settings.store_deadline)
+        .await
+    {
+        Ok(accepted) => {
+            engine.writes.is_well();
+            accepted
+        }
+        Err(error) => {
+            engine.stats.count(|s| &s.errors);
+            engine.writes.is_ill(&error);
+            0
+        }
+    };
+    engine.stats.add(accepted, |s| &s.stored);
+    engine.stats.add(count - accepted, |s| &s.dropped);
+}

@@ -1,0 +1,173 @@
+//! `Cache-Control` in responses (RFC 9111 §5.2.2).
+//!
+//! 1. Names are case-insensitive; an unknown directive is ignored.
+//! 2. Arguments may be tokens or quoted strings, whatever the directive (§5.2).
+//! 3. A directive with a bad number counts as 0: an answer with invalid freshness information is stale
+//!    (§4.2.1). Of several values the smallest counts.
+//! 4. `private` and `no-cache` with field names count as without: a shared cache may always store less.
+
+use http::HeaderMap;
+use http::header::CACHE_CONTROL;
+
+/// The largest delta-seconds, also for values that overflow (RFC 9111 §1.2.2).
+const MAX_SECONDS: u64 = 1 << 31;
+
+/// The response directives that a shared cache obeys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CacheControl {
+    pub(crate) no_store: bool,
+    pub(crate) no_cache: bool,
+    pub(crate) private: bool,
+    pub(crate) max_age: Option<u64>,
+    pub(crate) s_maxage: Option<u64>,
+}
+
+impl CacheControl {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut directives = Self::default();
+        for line in headers.get_all(CACHE_CONTROL) {
+            for (name, argument) in members(line.as_bytes()) {
+                directives.add(name, argument.as_deref());
+            }
+        }
+        directives
+    }
+
+    fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
+        let is = |directive: &str| name.eq_ignore_ascii_case(directive.as_bytes());
+        let smallest = |known: Option<u64>| {
+            let seconds = delta_seconds(argument);
+            Some(known.map_or(seconds, |k| k.min(seconds)))
+        };
+        if is("no-store") {
+            self.no_store = true;
+        } else if is("no-cache") {
+            self.no_cache = true;
+        } else if is("private") {
+            self.private = true;
+        } else if is("max-age") {
+            self.max_age = smallest(self.max_age);
+        } else if is("s-maxage") {
+            self.s_maxage = smallest(self.s_maxage);
+        }
+    }
+}
+
+/// RFC 9111 §1.2.2: a non-negative integer; what is larger than fits counts as the largest.
+fn delta_seconds(argument: Option<&[u8]>) -> u64 {
+    match argument {
+        Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => digits
+            .iter()
+            .fold(0u64, |n, d| (n * 10 + u64::from(d - b'0')).min(MAX_SECONDS)),
+        _ => 0,
+    }
+}
+
+/// The members of a list of `name[=argument]`, with quoted strings unquoted.
+fn members(line: &[u8]) -> impl Iterator<Item = (&[u8], Option<Vec<u8>>)> {
+    split_outside_quotes(line).filter_map(|member| {
+        let (name, argument) = match member.iter().position(|&b| b == b'=') {
+            Some(at) => (&member[..at], Some(unquote(member[at + 1..].trim_ascii()))),
+            None => (member, None),
+        };
+        let name = name.trim_ascii();
+        (!name.is_empty()).then_some((name, argument))
+    })
+}
+
+fn split_outside_quotes(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    line.split(move |&byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return true,
+            _ => {}
+        }
+        false
+    })
+}
+
+fn unquote(argument: &[u8]) -> Vec<u8> {
+    let Some(inner) = argument
+        .strip_prefix(b"\"")
+        .and_then(|a| a.strip_suffix(b"\""))
+    else {
+        return argument.to_vec();
+    };
+    let mut escaped = false;
+    inner
+        .iter()
+        .copied()
+        .filter(|&byte| {
+            escaped = byte == b'\\' && !escaped;
+            !escaped
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(lines: &[&str]) -> CacheControl {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(CACHE_CONTROL, line.parse().expect("a field value"));
+        }
+        CacheControl::of(&headers)
+    }
+
+    #[test]
+    fn directives_are_read_whatever_their_form() {
+        let seconds = |n| CacheControl {
+            max_age: Some(n),
+            ..CacheControl::default()
+        };
+        assert_eq!(parse(&["max-age=60"]), seconds(60));
+        assert_eq!(parse(&["MAX-AGE=\"60\""]), seconds(60));
+        assert_eq!(parse(&[" , ,max-age = 60 , x=\"a,no-store\""]), seconds(60));
+        assert_eq!(parse(&["max-age=60", "max-age=30"]), seconds(30));
+        assert_eq!(
+            parse(&["max-age=99999999999999999999"]),
+            seconds(MAX_SECONDS)
+        );
+        assert_eq!(
+            parse(&["max-age=60, No-Store"]),
+            CacheControl {
+                no_store: true,
+                ..seconds(60)
+            }
+        );
+        assert_eq!(
+            parse(&["private=\"set-cookie\""]),
+            CacheControl {
+                private: true,
+                ..CacheControl::default()
+            }
+        );
+    }
+
+    #[test]
+    fn bad_numbers_make_the_answer_stale() {
+        for bad in [
+            "max-age",
+            "max-age=",
+            "max-age=-1",
+            "max-age=1.5",
+            "max-age=1s",
+            "max-age=\"",
+            "max-age=0x10",
+        ] {
+            assert_eq!(parse(&[bad]).max_age, Some(0), "{bad}");
+        }
+    }
+
+    #[test]
+    fn quotes_hide_commas_and_escapes_hide_quotes() {
+        assert!(!parse(&[r#"x="a, no-store""#]).no_store);
+        assert!(!parse(&[r#"x="a\", no-store""#]).no_store);
+        assert!(parse(&[r#"x="a\\", no-store"#]).no_store);
+    }
+}

@@ -1,0 +1,171 @@
+//! `Cache-Status` (RFC 9211): what the cache did with a request, and why.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+
+use super::storable::NotStored;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Why a request was neither looked up nor its answer stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Bypass {
+    /// The method is neither GET nor HEAD.
+    Method,
+    /// The route says so.
+    Route,
+    /// The request carries credentials and the route does not say who shares its answers.
+    Credentials,
+    /// A tenant is configured and the request has none.
+    NoTenant,
+    /// A path parameter that the route depends on is missing from the path.
+    NoEntity,
+    /// `Host` is missing its meaning: not text, or given several times.
+    Authority,
+    /// The request asks to switch protocols.
+    Upgrade,
+    /// The cache was closed, or runs outside a Tokio runtime.
+    Closed,
+    /// The store is not reachable, not ready or too slow.
+    Store,
+}
+
+impl Bypass {
+    /// The reason as it stands in `Cache-Status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::Route => "route",
+            Self::Credentials => "credentials",
+            Self::NoTenant => "no-tenant",
+            Self::NoEntity => "no-entity",
+            Self::Authority => "authority",
+            Self::Upgrade => "upgrade",
+            Self::Closed => "closed",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// What happened to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CacheStatus {
+    /// Answered from the store; fresh for so long.
+    Hit { ttl: Duration },
+    /// Answered by the inner service since nothing was stored; the answer is being stored.
+    Stored { status: StatusCode },
+    /// Answered by the inner service since nothing was stored; the answer is not stored.
+    NotStored {
+        status: StatusCode,
+        reason: NotStored,
+    },
+    /// Passed through.
+    Bypass { status: StatusCode, reason: Bypass },
+}
+
+impl CacheStatus {
+    /// Adds this cache as the last member: the one closest to the client (RFC 9211 §2).
+    pub(crate) fn add_to(self, headers: &mut HeaderMap) {
+        if let Ok(value) = HeaderValue::from_str(&self.member()) {
+            // too many header lines already: the answer matters more than its explanation
+            let _ = headers.try_append(CACHE_STATUS, value);
+        }
+    }
+
+    fn member(self) -> String {
+        let mut member = String::from("pgcache");
+        // writing to a String cannot fail
+        let _ = match self {
+            Self::Hit { ttl } => write!(member, "; hit; ttl={}", ttl.as_secs()),
+            Self::Stored { status } => write!(
+                member,
+                "; fwd=uri-miss; fwd-status={}; stored",
+                status.as_u16()
+            ),
+            Self::NotStored { status, reason } => {
+                write!(
+                    member,
+                    "; fwd=uri-miss; fwd-status={}; detail={}",
+                    status.as_u16(),
+                    reason.as_str()
+                )
+            }
+            Self::Bypass {
+                status,
+                reason: Bypass::Method,
+            } => {
+                write!(member, "; fwd=method; fwd-status={}", status.as_u16())
+            }
+            Self::Bypass { status, reason } => {
+                write!(
+                    member,
+                    "; fwd=bypass; fwd-status={}; detail={}",
+                    status.as_u16(),
+                    reason.as_str()
+                )
+            }
+        };
+        member
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_those_of_rfc_9211() {
+        let status = StatusCode::OK;
+        let member = |s: CacheStatus| s.member();
+        assert_eq!(
+            member(CacheStatus::Hit {
+                ttl: Duration::from_millis(1500)
+            }),
+            "pgcache; hit; ttl=1"
+        );
+        assert_eq!(
+            member(CacheStatus::Stored { status }),
+            "pgcache; fwd=uri-miss; fwd-status=200; stored"
+        );
+        assert_eq!(
+            member(CacheStatus::NotStored {
+                status,
+                reason: NotStored::SetCookie
+            }),
+            "pgcache; fwd=uri-miss; fwd-status=200; detail=set-cookie"
+        );
+        assert_eq!(
+            member(CacheStatus::Bypass {
+                status,
+                reason: Bypass::NoTenant
+            }),
+            "pgcache; fwd=bypass; fwd-status=200; detail=no-tenant"
+        );
+        assert_eq!(
+            member(CacheStatus::Bypass {
+                status,
+                reason: Bypass::Method
+            }),
+            "pgcache; fwd=method; fwd-status=200"
+        );
+    }
+
+    #[test]
+    fn the_member_comes_after_those_of_inner_caches() {
+        let mut headers = HeaderMap::new();
+        headers.insert("cache-status", HeaderValue::from_static("inner; hit"));
+        CacheStatus::Hit {
+            ttl: Duration::ZERO,
+        }
+        .add_to(&mut headers);
+        assert_eq!(
+            headers.get_all("cache-status").iter().collect::<Vec<_>>(),
+            ["inner; hit", "pgcache; hit; ttl=0"]
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! Which fields are stored with an answer, and how a stored head is written down.
+//!
+//! 1. Fields that belong to one connection are not stored (RFC 9111 §3.1, RFC 9110 §7.6.1): the fixed ones
+//!    and those that `Connection` lists.
+//! 2. `Age`, `Content-Length` and `Cache-Status` of this cache are computed anew for every answer.
+//! 3. Several lines of one field, their order and every byte of their values are kept.
+//! 4. A stored answer has a `Date` (RFC 9110 §6.6.1).
+
+use std::time::SystemTime;
+
+use http::header::{
+    AGE, CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::{HeaderMap, StatusCode};
+
+const PER_CONNECTION: [HeaderName; 5] = [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+const PER_CONNECTION_UNREGISTERED: [&str; 5] = [
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+];
+
+/// The fields of an answer that are stored.
+pub(crate) fn stored_fields(headers: &HeaderMap, received: SystemTime) -> HeaderMap {
+    let listed: Vec<String> = headers
+        .get_all(CONNECTION)
+        .into_iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    let mut stored = HeaderMap::with_capacity(headers.len() + 1);
+    for (name, value) in headers {
+        let is_of_connection = PER_CONNECTION.contains(name)
+            || PER_CONNECTION_UNREGISTERED.contains(&name.as_str())
+            || listed.iter().any(|l| l == name.as_str());
+        if !is_of_connection && name != AGE && name != CONTENT_LENGTH {
+            stored.append(name, value.clone());
+        }
+    }
+    if !stored.contains_key(DATE) {
+        if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received)) {
+            stored.insert(DATE, date);
+        }
+    }
+    stored
+}
+
+/// The head as bytes: status, then for each line the lengths of name and value, and both. Numbers are
+/// little-endian.
+pub(crate) fn encode_head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let size: usize = headers
+        .iter()
+        .map(|(n, v)| 6 + n.as_str().len() + v.len())
+        .sum();
+    let mut out = Vec::with_capacity(2 + size);
+    out.extend_from_slice(&status.as_u16().to_le_bytes());
+    for (name, value) in headers {
+        // HeaderName is at most 64 KiB long, HeaderValue at most what one request may carry
+        out.extend_from_slice(&(name.as_str().len() as u16).to_le_bytes());
+        out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(value.as_bytes());
+    }
+    out
+}
+
+/// The reverse of [`encode_head`]; `None` if the bytes are not such a head.
+pub(crate) fn decode_head(mut bytes: &[u8]) -> Option<(StatusCode, HeaderMap)> {
+    let status = StatusCode::from_u16(u16::from_le_bytes(take(&mut bytes)?)).ok()?;
+    let mut headers = HeaderMap::new();
+    while !bytes.is_empty() {
+        let name_length = u16::from_le_bytes(take(&mut bytes)?);
+        let value_length = u32::from_le_bytes(take(&mut bytes)?);
+        let (name, rest) = bytes.split_at_checked(name_length.into())?;
+        let (value, rest) = rest.split_at_checked(usize::try_from(value_length).ok()?)?;
+        headers
+            .try_append(
+                HeaderName::from_bytes(name).ok()?,
+                HeaderValue::from_bytes(value).ok()?,
+            )
+            .ok()?;
+        bytes = rest;
+    }
+    Some((status, headers))
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &[u8])]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            let name: HeaderName = name.parse().expect("a name");
+            headers.append(name, HeaderValue::from_bytes(value).expect("a value"));
+        }
+        headers
+    }
+
+    #[test]
+    fn a_head_survives_the_round_trip_byte_for_byte() {
+        let headers = map(&[
+            ("x-a", b"1"),
+            ("x-b", b"\xff\xfe \t"),
+            ("x-a", b""),
+            ("x-a", b"2"),
+        ]);
+        let encoded = encode_head(StatusCode::from_u16(299).expect("a status"), &headers);
+        let (status, decoded) = decode_head(&encoded).expect("a head");
+        assert_eq!(status.as_u16(), 299);
+        assert_eq!(decoded, headers);
+        assert_eq!(
+            decoded.get_all("x-a").iter().collect::<Vec<_>>(),
+            ["1", "", "2"]
+        );
+    }
+
+    #[test]
+    fn cut_or_changed_bytes_are_no_head_and_no_panic() {
+        let encoded = encode_head(
+            StatusCode::OK,
+            &map(&[("x-a", b"1"), ("x-long", &[b'x'; 300])]),
+        );
+        let boundaries: Vec<usize> = (0..encoded.len())
+            .filter(|&n| decode_head(&encoded[..n]).is_some())
+            .collect();
+        assert_eq!(
+            boundaries,
+            [2, 2 + 6 + 3 + 1],
+            "only whole lines make a head"
+        );
+        for at in 0..encoded.len() {
+            let mut changed = encoded.clone();
+            changed[at] ^= 0xff;
+            let _ = decode_head(&changed);
+        }
+    }
+
+    #[test]
+    fn fields_of_the_connection_are_not_stored() {
+        let headers = map(&[
+            ("connection", b"close, X-Hop"),
+            ("x-hop", b"1"),
+            ("keep-alive", b"timeout=5"),
+            ("transfer-encoding", b"chunked"),
+            ("upgrade", b"h2c"),
+            ("trailer", b"x"),
+            ("te", b"trailers"),
+            ("proxy-authenticate", b"Basic"),
+            ("age", b"3"),
+            ("content-length", b"5"),
+            ("content-type", b"text/plain"),
+            ("date", b"Thu, 01 Jan 2026 00:00:00 GMT"),
+        ]);
+        let stored = stored_fields(&headers, SystemTime::UNIX_EPOCH);
+        let mut names: Vec<_> = stored.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-type", "date"]);
+    }
+
+    #[test]
+    fn an_answer_without_a_date_gets_the_time_it_was_received() {
+        let stored = stored_fields(&HeaderMap::new(), SystemTime::UNIX_EPOCH);
+        assert_eq!(stored[DATE], "Thu, 01 Jan 1970 00:00:00 GMT");
+    }
+}

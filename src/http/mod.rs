@@ -1,0 +1,7 @@
+//! What HTTP says about caching: pure functions without I/O or clocks. Decisions are enums with a reason.
+
+pub(crate) mod cache_control;
+pub(crate) mod cache_status;
+pub(crate) mod fields;
+pub(crate) mod invalidation;
+pub(crate) mod storable;

@@ -1,0 +1,113 @@
+//! [`PgCacheLayer`]: the engine plus one policy, or plus a table of them.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bb8::{ManageConnection, Pool};
+use tokio_postgres::Client;
+use tower_layer::Layer;
+
+use crate::builder::PgCacheBuilder;
+use crate::cache::PgCache;
+use crate::plan::Rules;
+use crate::policy::{Policy, policy_setters};
+use crate::route::RouteTable;
+use crate::service::PgCacheService;
+
+/// Caches the responses of the service inside it.
+///
+/// With nothing set it stores what the responses' own `Cache-Control` (or `Expires`) allows. A `ttl` is what
+/// makes it useful where handlers say nothing:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use axum::{Router, routing::get};
+/// # use tower_pgcache::{PgCacheLayer, bb8, bb8_postgres::PostgresConnectionManager, tokio_postgres::NoTls};
+/// # fn app(pool: bb8::Pool<PostgresConnectionManager<NoTls>>) -> Router {
+/// Router::new()
+///     .route("/report", get(|| async { "expensive" }))
+///     .layer(PgCacheLayer::new(pool).ttl(Duration::from_secs(60)))
+/// # }
+/// ```
+///
+/// A layer can stand around a whole router, around one route (`get(list).post(create).layer(…)`) or around any
+/// other tower service. Its read settings apply to GET and HEAD, [`invalidates`](Self::invalidates) to unsafe
+/// methods. Where two layers of one engine meet a request, the inner one's settings win.
+///
+/// A zero `ttl` is reported as a mistake by the builder; a layer that is given one bypasses.
+#[derive(Debug, Clone)]
+pub struct PgCacheLayer {
+    cache: PgCache,
+    policy: Policy,
+    table: Option<Arc<RouteTable>>,
+}
+
+impl PgCacheLayer {
+    /// A layer with an engine of its own that has no settings: `PgCache::new(pool).layer()`.
+    #[must_use]
+    pub fn new<M>(pool: Pool<M>) -> Self
+    where
+        M: ManageConnection<Connection = Client>,
+        M::Error: StdError + Send + Sync + 'static,
+    {
+        PgCache::new(pool).layer()
+    }
+
+    /// A builder for a layer with a central table of routes, for services that are not axum or that prefer all
+    /// settings in one place.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_pgcache::{*, bb8_postgres::PostgresConnectionManager, tokio_postgres::NoTls};
+    /// # fn layer(pool: bb8::Pool<PostgresConnectionManager<NoTls>>) -> Result<PgCacheLayer, ConfigError> {
+    /// const PRODUCT: Domain = domain!("product");
+    /// PgCacheLayer::builder(pool)
+    ///     .route(Route::get("/products/{id}").ttl(Duration::from_secs(300)).entity(PRODUCT, "id"))
+    ///     .route(Route::post("/products").invalidates(PRODUCT))
+    ///     .build()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn builder<M>(pool: Pool<M>) -> PgCacheBuilder<Self>
+    where
+        M: ManageConnection<Connection = Client>,
+        M::Error: StdError + Send + Sync + 'static,
+    {
+        PgCacheBuilder::new(pool)
+    }
+
+    pub(crate) fn of(cache: PgCache, table: Option<RouteTable>) -> Self {
+        Self {
+            cache,
+            policy: Policy::default(),
+            table: table.map(Arc::new),
+        }
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn cache(&self) -> &PgCache {
+        &self.cache
+    }
+
+    policy_setters!();
+
+    fn policy_mut(&mut self) -> &mut Policy {
+        &mut self.policy
+    }
+}
+
+impl<S> Layer<S> for PgCacheLayer {
+    type Service = PgCacheService<S>;
+
+    fn layer(&self, inner: S) -> PgCacheService<S> {
+        let config = self.cache.config.clone();
+        let rules = Rules {
+            policy: Arc::new(self.policy.over(&config.policy)),
+            config,
+            table: self.table.clone(),
+            patterns: crate::route::MatchedPatterns::default(),
+        };
+        PgCacheService::new(inner, self.cache.engine.clone(), Arc::new(rules))
+    }
+}

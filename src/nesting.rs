@@ -1,0 +1,96 @@
+//! Two layers of one engine around one handler: the inner one's settings win.
+//!
+//! 1. Every layer leaves a mark on the request before it calls its inner service. A layer that finds a mark of
+//!    its own engine claims the request; the outer one then passes the answer through.
+//! 2. What the outer layer learned of the store is left with the mark, so that the inner one need not ask
+//!    again, if both have one key.
+//! 3. An answer that the outer layer finds in the store is one that it may serve: whatever keeps answers apart
+//!    is in the key.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::Extensions;
+
+use crate::engine::{Engine, Fill};
+use crate::http::cache_status::Bypass;
+use crate::key::Key;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Mark(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    engine: Arc<Engine>,
+    claimed: AtomicBool,
+    learned: Mutex<Option<Learned>>,
+    /// The mark that was there before, perhaps of another engine.
+    outer: Option<Mark>,
+}
+
+/// What the outer layer knows of the store.
+#[derive(Debug)]
+pub(crate) enum Learned {
+    Missing(Fill),
+    Unusable(Bypass),
+}
+
+impl Mark {
+    /// Leaves a mark; it says later whether an inner layer has claimed the request.
+    pub(crate) fn leave(
+        extensions: &mut Extensions,
+        engine: &Arc<Engine>,
+        learned: Option<Learned>,
+    ) -> Self {
+        let outer = extensions.remove::<Self>();
+        let mark = Self(Arc::new(Inner {
+            engine: engine.clone(),
+            claimed: AtomicBool::new(false),
+            learned: Mutex::new(learned),
+            outer,
+        }));
+        extensions.insert(mark.clone());
+        mark
+    }
+
+    /// Claims the request from the nearest outer layer of this engine.
+    pub(crate) fn claim(extensions: &Extensions, engine: &Arc<Engine>) -> Option<Self> {
+        let mut mark = extensions.get::<Self>();
+        while let Some(found) = mark {
+            if Arc::ptr_eq(&found.0.engine, engine) {
+                found.0.claimed.store(true, Ordering::Release);
+                return Some(found.clone());
+            }
+            mark = found.0.outer.as_ref();
+        }
+        None
+    }
+
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.0.claimed.load(Ordering::Acquire)
+    }
+
+    /// What the outer layer learned, if it is of use for this key.
+    pub(crate) fn learned(&self, key: Key) -> Option<Learned> {
+        let mut learned = self.lock();
+        match &*learned {
+            Some(Learned::Missing(fill)) if fill.key() != key => None,
+            _ => learned.take(),
+        }
+    }
+
+    /// The fill, if no inner layer took it.
+    pub(crate) fn take_back(&self) -> Option<Fill> {
+        match self.lock().take() {
+            Some(Learned::Missing(fill)) => Some(fill),
+            _ => None,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Learned>> {
+        self.0
+            .learned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

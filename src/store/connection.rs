@@ -1,0 +1,84 @@
+//! Where connections come from: any bb8 pool of Postgres clients. Its type parameters end here.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::OnceLock;
+
+use bb8::{ManageConnection, Pool, PooledConnection, RunError};
+use tokio_postgres::Client;
+
+use crate::error::{Error, ErrorKind};
+
+/// A borrowed connection; goes back to its pool when dropped.
+pub(crate) type Connection = Box<dyn Borrowed>;
+
+pub(crate) trait Borrowed: Send + Sync {
+    fn client(&mut self) -> &mut Client;
+}
+
+impl<M: ManageConnection<Connection = Client>> Borrowed for PooledConnection<'static, M> {
+    fn client(&mut self) -> &mut Client {
+        self
+    }
+}
+
+pub(crate) type Getting<'a> = Pin<Box<dyn Future<Output = Result<Connection, Error>> + Send + 'a>>;
+
+pub(crate) trait Source: Send + Sync {
+    fn get(&self) -> Getting<'_>;
+}
+
+impl<M> Source for Pool<M>
+where
+    M: ManageConnection<Connection = Client>,
+    M::Error: StdError + Send + Sync + 'static,
+{
+    fn get(&self) -> Getting<'_> {
+        Box::pin(async {
+            match self.get_owned().await {
+                Ok(connection) => Ok(Box::new(connection) as Connection),
+                Err(error) => Err(unavailable(error)),
+            }
+        })
+    }
+}
+
+fn unavailable<E: StdError + Send + Sync + 'static>(error: RunError<E>) -> Error {
+    match error {
+        RunError::User(error) => Error::new(
+            ErrorKind::Unavailable,
+            format!("cannot connect to the database: {error}"),
+        )
+        .with_source(error),
+        RunError::TimedOut => Error::new(
+            ErrorKind::Unavailable,
+            "no connection of the pool became free in time",
+        ),
+    }
+}
+
+/// A pool that is built when it is first used, since building one needs a runtime.
+pub(crate) struct Lazy<M: ManageConnection> {
+    pool: OnceLock<Pool<M>>,
+    build: Box<dyn Fn() -> Pool<M> + Send + Sync>,
+}
+
+impl<M: ManageConnection> Lazy<M> {
+    pub(crate) fn new(build: impl Fn() -> Pool<M> + Send + Sync + 'static) -> Self {
+        Self {
+            pool: OnceLock::new(),
+            build: Box::new(build),
+        }
+    }
+}
+
+impl<M> Source for Lazy<M>
+where
+    M: ManageConnection<Connection = Client>,
+    M::Error: StdError + Send + Sync + 'static,
+{
+    fn get(&self) -> Getting<'_> {
+        Source::get(self.pool.get_or_init(&self.build))
+    }
+}

@@ -1,0 +1,123 @@
+//! Everything that is asked of Postgres, and nothing of HTTP.
+//!
+//! 1. Every access has a deadline, and ends there for its caller. The work itself runs in a task of its own:
+//!    a caller that gives up or goes away never leaves a connection behind in the middle of something.
+//! 2. What reads is one statement in its own transaction, so that its snapshot is the statement's. What writes
+//!    is an explicit READ COMMITTED transaction, whatever the server's defaults say.
+//! 3. No session state: no temporary objects, no `SET`, no session locks (PgBouncer in transaction mode).
+
+mod connection;
+mod housekeeping;
+mod lookup;
+mod schema;
+mod snapshot;
+mod write;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::{Client, IsolationLevel, Transaction};
+
+pub(crate) use connection::{Connection, Lazy, Source};
+pub(crate) use lookup::Lookup;
+pub(crate) use schema::{Creation, SchemaName, check_name};
+pub(crate) use snapshot::Snapshot;
+pub(crate) use write::Record;
+
+use crate::error::{Error, ErrorKind};
+use schema::Sql;
+
+/// Where a fill began: what a lookup that missed saw of the database. The answer may be stored only while
+/// epoch and incarnation last.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) epoch: String,
+    pub(crate) incarnation: String,
+    pub(crate) snapshot: Snapshot,
+    /// When, by the database's clock, in seconds.
+    pub(crate) at: f64,
+}
+
+/// A database that holds a cache.
+pub(crate) struct Store {
+    source: Box<dyn Source>,
+    sql: Sql,
+    /// Whether a statement of its own runs as READ COMMITTED here; lookups find out.
+    read_committed: AtomicBool,
+}
+
+impl Store {
+    pub(crate) fn new(source: Box<dyn Source>, schema: &SchemaName) -> Arc<Self> {
+        Arc::new(Self {
+            source,
+            sql: Sql::for_schema(schema),
+            read_committed: AtomicBool::new(true),
+        })
+    }
+
+    /// Runs `work` on a connection, in a task of its own, and waits for it until the deadline.
+    async fn run<T, F>(
+        self: &Arc<Self>,
+        within: Duration,
+        work: impl FnOnce(Arc<Self>, Connection) -> F + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send,
+    {
+        let deadline = Instant::now() + within;
+        let late = || {
+            Error::new(
+                ErrorKind::Timeout,
+                format!("no answer from the database within {within:?}"),
+            )
+        };
+        let store = self.clone();
+        let task = tokio::spawn(async move {
+            let connection = timeout_at(deadline, store.source.get())
+                .await
+                .map_err(|_| {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        format!("no connection to the database within {within:?}"),
+                    )
+                })??;
+            work(store, connection).await
+        });
+        match timeout_at(deadline, task).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(stopped)) => Err(
+                Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(stopped),
+            ),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("schema", &self.sql.schema)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A transaction for what writes: READ COMMITTED and READ WRITE, whatever the defaults say. Rolled back when
+/// dropped.
+async fn write_transaction(client: &mut Client) -> Result<Transaction<'_>, Error> {
+    Ok(client
+        .build_transaction()
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .read_only(false)
+        .start()
+        .await?)
+}
+
+impl Store {
+    fn is_read_committed(&self) -> bool {
+        self.read_committed.load(Ordering::Relaxed)
+    }
+}

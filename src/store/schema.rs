@@ -1,0 +1,244 @@
+//! The schema: its name, its version, and the SQL that is made for it.
+//!
+//! 1. The scripts are plain SQL in which `pgcache.` stands for the schema.
+//! 2. A schema is created, or brought up to [`VERSION`], in one transaction, by one of any number of instances:
+//!    the others wait for it at an advisory lock of that transaction.
+//! 3. `CREATE SCHEMA` is issued only if there is none: a role without CREATE on the database may own it.
+//! 4. A schema of another version is left as it is.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, GenericClient, Transaction};
+
+use super::{Store, write_transaction};
+use crate::error::{Error, ErrorKind};
+use std::sync::Arc;
+
+/// The scripts that lead from each version to the next. A published script never changes.
+const MIGRATIONS: [&str; 1] = [include_str!("sql/migrate_1.sql")];
+
+/// The version that this crate reads and writes.
+pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// The name of a schema: an identifier that needs no quotes to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SchemaName(String);
+
+impl Default for SchemaName {
+    fn default() -> Self {
+        Self("pgcache".to_owned())
+    }
+}
+
+/// What is wrong with the name, if anything.
+pub(crate) fn check_name(name: &str) -> Result<SchemaName, String> {
+    let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let goes_on_well = name
+        .chars()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if starts_well && goes_on_well && name.len() <= 63 && !name.starts_with("pg_") {
+        return Ok(SchemaName(name.to_owned()));
+    }
+    Err(format!(
+        "schema({name:?}): use 1 to 63 characters out of a-z, 0-9 and `_`, beginning with a letter or `_`, and not with `pg_`"
+    ))
+}
+
+/// The statements, for one schema.
+#[derive(Debug)]
+pub(super) struct Sql {
+    pub(super) schema: String,
+    pub(super) lookup: String,
+    pub(super) store: String,
+    pub(super) invalidate: String,
+    pub(super) clear: String,
+    pub(super) fold_if_due: String,
+    pub(super) prune: String,
+    pub(super) claim_housekeeping: String,
+    pub(super) entry_pages: String,
+    pub(super) delete_expired: String,
+    renew_epoch: String,
+    version: String,
+}
+
+impl Sql {
+    pub(super) fn for_schema(SchemaName(schema): &SchemaName) -> Self {
+        let sql = |script: &str| in_schema(script, schema);
+        Self {
+            schema: schema.clone(),
+            lookup: sql(include_str!("sql/lookup.sql")),
+            store: sql(include_str!("sql/store.sql")),
+            invalidate: sql("SELECT pgcache.invalidate_scopes($1, $2, $3, $4)"),
+            clear: sql("SELECT pgcache.clear()"),
+            fold_if_due: sql(include_str!("sql/fold_if_due.sql")),
+            prune: sql("SELECT pgcache.prune($1)"),
+            claim_housekeeping: sql(include_str!("sql/claim_housekeeping.sql")),
+            entry_pages: sql(include_str!("sql/entry_pages.sql")),
+            delete_expired: sql(include_str!("sql/delete_expired.sql")),
+            renew_epoch: sql("SELECT pgcache.renew_epoch()"),
+            version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
+        }
+    }
+}
+
+fn in_schema(script: &str, schema: &str) -> String {
+    script.replace("pgcache.", &format!("\"{schema}\"."))
+}
+
+/// How a schema is created.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Creation {
+    pub(crate) durable: bool,
+}
+
+impl Store {
+    /// Makes sure of a schema of the right version (created or migrated if `create` says how) and of an epoch.
+    pub(crate) async fn prepare(
+        self: &Arc<Self>,
+        create: Option<Creation>,
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.run(within, move |store, mut connection| async move {
+            let client = connection.client();
+            let found = version(client, &store.sql).await?;
+            if found != Some(VERSION) {
+                let Some(creation) = create else {
+                    return Err(mismatch(&store.sql.schema, found));
+                };
+                migrate(client, &store.sql, creation).await?;
+            }
+            renew_epoch(client, &store.sql).await
+        })
+        .await
+    }
+}
+
+/// `None`: there is no such schema.
+async fn version(client: &impl GenericClient, sql: &Sql) -> Result<Option<i32>, Error> {
+    match client.query_typed(&sql.version, &[]).await {
+        Ok(rows) => Ok(rows.first().map(|row| row.try_get(0)).transpose()?),
+        Err(e)
+            if matches!(
+                e.code(),
+                Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn mismatch(schema: &str, found: Option<i32>) -> Error {
+    let message = match found {
+        None => format!(
+            "there is no schema \"{schema}\": let the cache create it (auto_migrate), or call migrate() with a role that may"
+        ),
+        Some(v) if v < VERSION => format!(
+            "schema \"{schema}\" has version {v}, older than {VERSION}: call migrate() with a role that may change it"
+        ),
+        Some(v) => format!(
+            "schema \"{schema}\" has version {v}, newer than {VERSION}: this program is too old for it; \
+             update tower-pgcache, or give this program a schema of its own (schema(\"…\"))"
+        ),
+    };
+    Error::new(ErrorKind::Schema, message)
+}
+
+async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(), Error> {
+    let transaction = write_transaction(client).await?;
+    // names in the scripts are resolved under this path; `pg_temp` last, or it would come first
+    transaction
+        .batch_execute("SET LOCAL search_path = pg_catalog, pg_temp")
+        .await?;
+    let lock = format!("tower-pgcache schema {}", sql.schema);
+    transaction
+        .query_typed(
+            "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
+            &[(&lock, Type::TEXT)],
+        )
+        .await?;
+    let found = version_in(&transaction, sql).await?;
+    match found {
+        Some(v) if v > VERSION => return Err(mismatch(&sql.schema, found)),
+        Some(_) => {}
+        None => create_empty(&transaction, sql).await?,
+    }
+    for (script, version) in MIGRATIONS.iter().zip(1..).skip(found.unwrap_or(0) as usize) {
+        let persistence = if creation.durable { "" } else { "UNLOGGED" };
+        let script = in_schema(script, &sql.schema).replace("/*persistence*/", persistence);
+        transaction.batch_execute(&script).await?;
+        let record = in_schema(
+            "INSERT INTO pgcache.migration (version, crate) VALUES ($1, $2)",
+            &sql.schema,
+        );
+        let crate_version = env!("CARGO_PKG_VERSION");
+        transaction
+            .query_typed(
+                &record,
+                &[(&version, Type::INT4), (&crate_version, Type::TEXT)],
+            )
+            .await?;
+    }
+    transaction.commit().await?;
+    tracing::info!(
+        schema = sql.schema,
+        version = VERSION,
+        "cache schema created or brought up to date"
+    );
+    Ok(())
+}
+
+/// [`version`] without an error, which would abort the transaction.
+async fn version_in(transaction: &Transaction<'_>, sql: &Sql) -> Result<Option<i32>, Error> {
+    const EXISTS: &str = "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                          WHERE n.nspname = $1 AND c.relname = 'migration'";
+    let exists = transaction
+        .query_typed(EXISTS, &[(&sql.schema, Type::TEXT)])
+        .await?;
+    if exists.is_empty() {
+        Ok(None)
+    } else {
+        version(transaction, sql).await
+    }
+}
+
+async fn create_empty(transaction: &Transaction<'_>, sql: &Sql) -> Result<(), Error> {
+    let schema = &sql.schema;
+    let exists = transaction
+        .query_typed(
+            "SELECT FROM pg_namespace WHERE nspname = $1",
+            &[(schema, Type::TEXT)],
+        )
+        .await?;
+    if exists.is_empty() {
+        transaction
+            .batch_execute(&format!("CREATE SCHEMA \"{schema}\""))
+            .await?;
+    }
+    let table = "CREATE TABLE pgcache.migration (
+                     version    integer     PRIMARY KEY,
+                     crate      text        NOT NULL,
+                     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+                 )";
+    Ok(transaction.batch_execute(&in_schema(table, schema)).await?)
+}
+
+async fn renew_epoch(client: &mut Client, sql: &Sql) -> Result<(), Error> {
+    let transaction = write_transaction(client).await?;
+    let good: bool = transaction
+        .query_typed_one(&sql.renew_epoch, &[])
+        .await?
+        .try_get(0)?;
+    transaction.commit().await?;
+    if good {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unavailable,
+        "the database is a standby, or has prepared transactions from before its cache was emptied: \
+         end them (COMMIT PREPARED or ROLLBACK PREPARED, see pg_prepared_xacts)",
+    ))
+}

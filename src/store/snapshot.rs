@@ -1,0 +1,113 @@
+//! `pg_snapshot` on this side of the wire: `xmin:xmax:xip,…`.
+//!
+//! A snapshot sees every transaction below `xmax` that is not in `xip`. Whatever is made of one here may see
+//! less than the original, never more: less costs hits, more would be stale.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How many transactions in progress are carried along with an entry.
+const MAX_IN_PROGRESS: usize = 64;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    xmax: u64,
+    /// In progress, ascending, all below `xmax`.
+    xip: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Keeps the oldest transactions in progress and lowers `xmax` to the next.
+    fn capped(mut self) -> Self {
+        if let Some(&next) = self.xip.get(MAX_IN_PROGRESS) {
+            self.xmax = next;
+            self.xip.truncate(MAX_IN_PROGRESS);
+        }
+        self
+    }
+
+    /// Whether the effects of this transaction are part of the snapshot, if it committed.
+    #[cfg(test)]
+    fn sees(&self, xid: u64) -> bool {
+        xid < self.xmax && self.xip.binary_search(&xid).is_err()
+    }
+}
+
+impl FromStr for Snapshot {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(3, ':');
+        let mut part = || parts.next().ok_or(());
+        let number = |t: &str| t.parse::<u64>().map_err(|_| ());
+        let _xmin = number(part()?)?;
+        let xmax = number(part()?)?;
+        let xip = part()?;
+        let xip = if xip.is_empty() {
+            Vec::new()
+        } else {
+            xip.split(',').map(number).collect::<Result<_, _>>()?
+        };
+        if !xip.is_sorted() || xip.last().is_some_and(|&last| last >= xmax) {
+            return Err(());
+        }
+        Ok(Self { xmax, xip }.capped())
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}:",
+            self.xip.first().unwrap_or(&self.xmax),
+            self.xmax
+        )?;
+        for (i, xid) in self.xip.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{xid}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_survives_the_round_trip() {
+        for text in [
+            "10:10:",
+            "10:20:10,14,15",
+            "3:4:3",
+            "18446744073709551614:18446744073709551615:18446744073709551614",
+        ] {
+            assert_eq!(
+                text.parse::<Snapshot>().expect("a snapshot").to_string(),
+                text
+            );
+        }
+        for bad in ["", "1", "1:2", "1:2:3", "1:5:4,3", "a:b:", "1:2:x", "-1:2:"] {
+            assert!(bad.parse::<Snapshot>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_capped_snapshot_sees_less_and_never_more() {
+        let running: Vec<u64> = (0..200).map(|i| 1000 + 3 * i).collect();
+        let text: Vec<String> = running.iter().map(u64::to_string).collect();
+        let capped: Snapshot = format!("1000:2000:{}", text.join(","))
+            .parse()
+            .expect("a snapshot");
+        assert_eq!(capped.xip.len(), MAX_IN_PROGRESS);
+        assert_eq!(capped.xmax, 1000 + 3 * 64);
+        for xid in 0..2100 {
+            let original = xid < 2000 && !running.contains(&xid);
+            assert!(original || !capped.sees(xid), "{xid}");
+            assert!(xid >= capped.xmax || original == capped.sees(xid), "{xid}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+-- Schema version 1. `pgcache.` stands for the configured schema, `/*persistence*/` for UNLOGGED (the
+-- default) or nothing (`durable(true)`). Runs inside the transaction that also records the version.
+
+-- What a fill or a memory tier may hold is bound to this row: a random id, bound to the cluster, the
+-- database and the very table that it stands in, so that a dump restored elsewhere (or here) and a
+-- database made from a template do not recognise it. It is as persistent as the entries: what empties
+-- them empties it.
+CREATE /*persistence*/ TABLE pgcache.epoch (
+    singleton         boolean     PRIMARY KEY DEFAULT true CHECK (singleton),
+    id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    system_identifier bigint      NOT NULL,
+    database          oid         NOT NULL,
+    relation          oid         NOT NULL,
+    -- Everything that this snapshot sees may have been forgotten: no older snapshot is usable.
+    horizon           pg_snapshot NOT NULL,
+    -- Everything that this snapshot sees stands in `changed`; the rest stands in `invalidation`.
+    folded            pg_snapshot NOT NULL,
+    folded_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Everything that `log_floor` sees was deleted from `invalidation`; what `log_floor_next` sees is next.
+    log_floor         pg_snapshot NOT NULL,
+    log_floor_next    pg_snapshot NOT NULL
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 50, autovacuum_vacuum_scale_factor = 0);
+
+-- Always UNLOGGED: a crash hands out transaction ids again that were never flushed, so whatever is held
+-- outside the database must not survive one, even where the tables do.
+CREATE UNLOGGED TABLE pgcache.incarnation (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id        uuid    NOT NULL DEFAULT gen_random_uuid()
+);
+
+-- The log. One row per scope and transaction; nobody but the transaction itself can have its xid, so no
+-- two transactions ever meet in this index.
+CREATE /*persistence*/ TABLE pgcache.invalidation (
+    xid    xid8        NOT NULL,
+    keys   bigint[]    NOT NULL,             -- pgcache.invalidation_keys(kind, name, tenant, entity)
+    kind   "char"      NOT NULL,             -- d domain, u uri, t tenant
+    name   text        NOT NULL,
+    tenant text,                             -- null: every tenant
+    entity text,                             -- null: every entity
+    at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX invalidation_xid ON pgcache.invalidation (xid, (keys[1]));
+
+-- The folded log: for every key the transactions that changed it last (see pgcache.fold).
+CREATE /*persistence*/ TABLE pgcache.changed (
+    key   bigint PRIMARY KEY,
+    xids  xid8[] NOT NULL,                   -- descending, at most 64
+    since xid8                               -- not null: others between this one and the last of `xids`
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE /*persistence*/ TABLE pgcache.entry (
+    key        bytea       PRIMARY KEY,
+    epoch      uuid        NOT NULL,
+    snapshot   pg_snapshot NOT NULL,         -- taken before the handler ran
+    probes     bigint[]    NOT NULL,         -- keys that an invalidation of this entry would carry
+    born_at    timestamptz NOT NULL,         -- now minus this is its Age (RFC 9111 §4.2.3)
+    expires_at timestamptz NOT NULL,
+    -- for people
+    authority  text        NOT NULL,
+    path       text        NOT NULL,
+    tenant     text,
+    scopes     text[]      NOT NULL,
+    checksum   bytea       NOT NULL,         -- of key, head and body
+    head       bytea       NOT NULL,
+    body       bytea       NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05);
+-- Bodies are sent as they are and often compressed already; pglz costs more than it saves (1.2 ms for 64 KB).
+ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
+
+-- Which instance does the housekeeping next: a lease on the database's clock, without session state.
+CREATE UNLOGGED TABLE pgcache.housekeeping (
+    task text        PRIMARY KEY,
+    due  timestamptz NOT NULL
+);
+
+-- One row where the epoch is this database's own and this server is a primary; else none.
+-- pg_control_system() costs 5 µs, and every role may call it.
+CREATE VIEW pgcache.current AS
+    SELECT e.id AS epoch,
+           n.id::text || '/' || extract(epoch FROM pg_postmaster_start_time())::text AS incarnation,
+           e.horizon, e.folded, e.log_floor
+      FROM pgcache.epoch e CROSS JOIN pgcache.incarnation n
+     WHERE e.relation = e.tableoid
+       AND e.system_identifier = (SELECT system_identifier FROM pg_control_system())
+       AND e.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND NOT pg_is_in_recovery();
+
+-- What makes a stored entry valid, in one place. An entry is valid iff its snapshot S is usable (not older
+-- than the horizon H) and no committed change of its scopes is unseen by S. Unseen are, by the definition
+-- of a snapshot, xid >= xmax(S) and xip(S). Changes are in `changed` (found by primary key, one probe for
+-- each key of the entry) or in the part of the log that is not folded yet: of S and F, the later one says
+-- which rows of the log are unseen by both (two index conditions on invalidation_xid).
+CREATE VIEW pgcache.entry_state AS
+    SELECT e.*,
+           pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.horizon)
+           AND NOT EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                            WHERE pg_visible_in_snapshot(x.xid, p.horizon)) AS usable,
+           NOT EXISTS (SELECT FROM pgcache.changed c
+                        WHERE c.key = ANY (e.probes)
+                          AND (EXISTS (SELECT FROM unnest(c.xids) AS x (xid)
+                                        WHERE NOT pg_visible_in_snapshot(x.xid, e.snapshot))
+                               OR c.since IS NOT NULL
+                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                                               WHERE x.xid >= c.since AND x.xid < c.xids[1])))
+           AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                            WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
+                              AND i.keys && e.probes)
+           AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                            WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(later.snapshot)))
+                              AND i.keys && e.probes
+                              AND NOT pg_visible_in_snapshot(i.xid, e.snapshot)) AS unchanged
+      FROM pgcache.epoch p
+      JOIN pgcache.entry e ON e.epoch = p.id
+     CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
+                                     THEN e.snapshot ELSE p.folded END AS snapshot) later;
+
+-- A scope's key: 64 bits of a hash of its parts, each with its length. Two scopes with one key are
+-- invalidated together, which costs a hit and no correctness; so 64 bits are plenty.
+-- sha256, because md5() raises an error on servers in FIPS mode.
+-- (Standard SQL bodies: names are resolved now, under the fixed search_path that migrations run with.)
+CREATE FUNCTION pgcache.scope_key(kind "char", name text, tenant text, entity text) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN ('x' || encode(substr(sha256(convert_to(
+           kind::text || length(convert_to(name, 'UTF8')) || ':' || name || tenant || entity, 'UTF8')), 1, 8), 'hex')
+       )::bit(64)::bigint;
+
+-- A part of a scope as it enters the hash: `=5:alice` for a value, `*` for any.
+CREATE FUNCTION pgcache.scope_part(value text) RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN value IS NULL THEN '*'
+            ELSE '=' || length(convert_to(value, 'UTF8')) || ':' || value END;
+
+-- The keys that an invalidation carries: its own first, and those of the summaries (`+`: anything below)
+-- that a dependency on any tenant or any entity looks at.
+CREATE FUNCTION pgcache.invalidation_keys(kind "char", name text, tenant text, entity text) RETURNS bigint[]
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN ARRAY[pgcache.scope_key(kind, name, pgcache.scope_part(tenant), pgcache.scope_part(entity)),
+             pgcache.scope_key(kind, name, pgcache.scope_part(tenant), '+'),
+             pgcache.scope_key(kind, name, '+', pgcache.scope_part(entity)),
+             pgcache.scope_key(kind, name, '+', '+')];
+
+-- For people and programs of any role that may use the schema: invalidates, in the caller's transaction,
+-- what depends on `domain`, of `tenant` (null: every tenant), for `entity` (null: every entity).
+-- Takes no lock that another transaction could wait for.
+CREATE FUNCTION pgcache.invalidate(domain text, tenant text DEFAULT NULL, entity text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF domain IS NULL OR domain !~ '^[a-z0-9_.-]{1,63}$' THEN
+        RAISE EXCEPTION 'pgcache.invalidate: % is not a domain name', coalesce(quote_literal(domain), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'A domain name has 1 to 63 characters out of a-z, 0-9, "_", "." and "-".';
+    END IF;
+    INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
+    VALUES (pg_current_xact_id(), pgcache.invalidation_keys('d', domain, tenant, entity), 'd', domain, tenant, entity)
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
+-- The same for scopes of every kind: kinds[i], names[i], tenants[i], entities[i] are one scope.
+CREATE FUNCTION pgcache.invalidate_scopes(kinds text[], names text[], tenants text[], entities text[]) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
+    SELECT pg_current_xact_id(), pgcache.invalidation_keys(s.kind::"char", s.name, s.tenant, s.entity),
+           s.kind::"char", s.name, s.tenant, s.entity
+      FROM unnest(kinds, names, tenants, entities) AS s (kind, name, tenant, entity)
+        ON CONFLICT DO NOTHING;
+END;
+
+-- Gives the database a new epoch, if it has none or another database's, and empties what belonged to the
+-- old one. One of any number of callers does it; the others wait for it. Not while a transaction is
+-- prepared: its change survived the crash, its (unlogged) row in the log did not.
+-- Returns whether the epoch is good now.
+CREATE FUNCTION pgcache.renew_epoch() RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    here record;
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgcache.incarnation DEFAULT VALUES ON CONFLICT DO NOTHING;
+    SELECT c.system_identifier, d.oid AS database, 'pgcache.epoch'::regclass::oid AS relation INTO here
+      FROM pg_control_system() c, pg_database d WHERE d.datname = current_database();
+    PERFORM FROM pgcache.epoch e
+      WHERE (e.system_identifier, e.database, e.relation) = (here.system_identifier, here.database, here.relation);
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    IF EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database()) THEN
+        RETURN false;
+    END IF;
+    UPDATE pgcache.epoch e
+       SET id = gen_random_uuid(), system_identifier = here.system_identifier, database = here.database,
+           relation = here.relation, horizon = pg_current_snapshot(), folded = pg_current_snapshot(),
+           log_floor = pg_current_snapshot(), log_floor_next = pg_current_snapshot()
+     WHERE (e.system_identifier, e.database, e.relation) <> (here.system_identifier, here.database, here.relation);
+    IF NOT FOUND THEN
+        INSERT INTO pgcache.epoch (system_identifier, database, relation, horizon, folded, log_floor, log_floor_next)
+        SELECT here.system_identifier, here.database, here.relation, s, s, s, s FROM pg_current_snapshot() s
+            ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            RETURN true;
+        END IF;
+    END IF;
+    DELETE FROM pgcache.entry;
+    DELETE FROM pgcache.changed;
+    DELETE FROM pgcache.invalidation;
+    RETURN true;
+END
+$$;
+
+-- The snapshot that sees what is below `xmax` and not `running`.
+CREATE FUNCTION pgcache.make_snapshot(xmax xid8, running xid8[]) RETURNS pg_snapshot
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN (SELECT format('%s:%s:%s', coalesce((array_agg(x.xid ORDER BY x.xid))[1], xmax), xmax,
+                      string_agg(x.xid::text, ',' ORDER BY x.xid))::pg_snapshot
+          FROM unnest(running) AS x (xid) WHERE x.xid < xmax);
+
+-- Housekeeping statements each need a snapshot of their own.
+CREATE FUNCTION pgcache.require_read_committed() RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'pgcache housekeeping must run in a READ COMMITTED transaction, not in %',
+                        upper(current_setting('transaction_isolation'))
+            USING HINT = 'Begin the transaction with BEGIN ISOLATION LEVEL READ COMMITTED.';
+    END IF;
+END
+$$;
+
+-- Moves what was committed since the last fold from the tail of the log, which every lookup reads, into
+-- `changed`, where a lookup probes. Returns the number of rows.
+--
+-- `changed` keeps, for a key, only transactions that no other dominates: x dominates y if every snapshot
+-- that sees x sees y. What this fold finds was not visible in the previous fold's snapshot F; what stands
+-- in `changed` was. So whoever sees one of the new ones is later than F and sees all of the old ones, and
+-- these may go. (An old one with a larger xid than a new one stays: a snapshot of a replica, taken as
+-- `xmin:xmin:`, may see the new one and not the old one.)
+-- Of more than 64 new ones the largest 64 are kept, and `since` says that there are others between: a
+-- snapshot with a transaction in progress in that range counts as if it did not see them.
+CREATE FUNCTION pgcache.fold() RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous pg_snapshot;
+    rows     bigint;
+BEGIN
+    PERFORM pgcache.require_read_committed();
+    SELECT p.folded INTO previous FROM pgcache.epoch p FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;                            -- no epoch, or somebody else is at it
+    END IF;
+    -- One statement, hence one snapshot: what it sees of the log is what it records as folded.
+    WITH tail AS MATERIALIZED (
+        SELECT i.xid, i.keys FROM pgcache.invalidation i
+         WHERE i.xid >= pg_snapshot_xmax(previous)
+        UNION ALL
+        SELECT i.xid, i.keys FROM pgcache.invalidation i
+         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(previous)))
+    ), fresh AS (
+        SELECT k.key, array_agg(DISTINCT t.xid ORDER BY t.xid DESC) AS xids
+          FROM tail t CROSS JOIN unnest(t.keys) AS k (key)
+         GROUP BY k.key
+    ), kept AS (
+        SELECT f.key, f.xids[cardinality(f.xids)] AS lowest, f.xids,
+               (SELECT array_agg(o.xid) FROM pgcache.changed c CROSS JOIN unnest(c.xids) AS o (xid)
+                 WHERE c.key = f.key AND o.xid > f.xids[cardinality(f.xids)]) AS older,
+               (SELECT c.since FROM pgcache.changed c
+                 WHERE c.key = f.key AND c.xids[1] > f.xids[cardinality(f.xids)]) AS since
+          FROM fresh f
+    ), merged AS (
+        SELECT k.key, k.since,
+               ARRAY(SELECT DISTINCT x.xid FROM unnest(k.xids || k.older) AS x (xid) ORDER BY x.xid DESC) AS xids
+          FROM kept k
+    ), stored AS (
+        INSERT INTO pgcache.changed AS c (key, xids, since)
+        SELECT m.key, m.xids[1:64],
+               least(m.since, CASE WHEN cardinality(m.xids) > 64 THEN m.xids[cardinality(m.xids)] END)
+          FROM merged m ORDER BY m.key
+            ON CONFLICT (key) DO UPDATE SET xids = EXCLUDED.xids, since = EXCLUDED.since
+    ), moved AS (
+        UPDATE pgcache.epoch SET folded = pg_current_snapshot(), folded_at = clock_timestamp()
+    )
+    SELECT count(*) INTO rows FROM tail;
+    RETURN rows;
+END
+$$;
+
+-- Folds, forgets the rows of the log that were folded before the run before this one, and cuts `changed`
+-- down to three quarters of `max_rows` when it has more: the oldest go, and the horizon moves, in the same
+-- transaction, to a snapshot that sees all of them. Entries from before the horizon count as invalid.
+-- Returns the number of rows removed.
+CREATE FUNCTION pgcache.prune(max_rows bigint DEFAULT 1000000) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    state   pgcache.epoch;
+    cut     xid8;
+    removed bigint;
+    more    bigint;
+BEGIN
+    IF max_rows IS NULL OR max_rows < 1 THEN
+        RAISE EXCEPTION 'pgcache.prune: max_rows must be at least 1, not %', max_rows
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM pgcache.fold();
+    SELECT * INTO state FROM pgcache.epoch FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM pgcache.invalidation i
+     WHERE i.xid < pg_snapshot_xmax(state.log_floor_next)
+       AND pg_visible_in_snapshot(i.xid, state.log_floor_next);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    UPDATE pgcache.epoch SET log_floor = state.log_floor_next, log_floor_next = state.folded;
+
+    PERFORM FROM pgcache.changed OFFSET max_rows LIMIT 1;
+    IF FOUND THEN
+        SELECT c.xids[1] INTO cut FROM pgcache.changed c
+         ORDER BY c.xids[1] DESC OFFSET max_rows - max_rows / 4 LIMIT 1;
+        -- Whoever sees everything below the new horizon must see everything below the old one.
+        cut := greatest(cut, pg_snapshot_xmax(state.horizon));
+        DELETE FROM pgcache.changed c WHERE c.xids[1] < cut;
+        GET DIAGNOSTICS more = ROW_COUNT;
+        removed := removed + more;
+        UPDATE pgcache.epoch
+           SET horizon = pgcache.make_snapshot(cut, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())));
+    END IF;
+    RETURN removed;
+END
+$$;
+
+-- Makes every entry invalid at the commit of the caller's transaction, by moving the horizon to a snapshot
+-- that sees this transaction: no snapshot taken before its commit is usable afterwards.
+CREATE FUNCTION pgcache.clear() RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    own bigint := pg_current_xact_id()::text::bigint;
+BEGIN
+    PERFORM pgcache.require_read_committed();
+    PERFORM FROM pgcache.epoch FOR UPDATE;
+    UPDATE pgcache.epoch
+       SET horizon = (
+            SELECT pgcache.make_snapshot(
+                       greatest(pg_snapshot_xmax(s), (own + 1)::text::xid8),
+                       ARRAY(SELECT pg_snapshot_xip(s)
+                             UNION ALL
+                             SELECT g.xid::text::xid8
+                               FROM generate_series(pg_snapshot_xmax(s)::text::bigint, own - 1) AS g (xid)))
+              FROM pg_current_snapshot() AS s);
+END
+$$;

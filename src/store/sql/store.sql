@@ -1,0 +1,25 @@
+-- Stores an entry if the epoch and incarnation of its fill are still the current ones and its snapshot is
+-- this database's and not older than the horizon. An entry with a later snapshot is not replaced.
+-- Index: entry_pkey. The columns that change on a rewrite are not indexed (HOT).
+INSERT INTO pgcache.entry AS e
+       (key, epoch, snapshot, probes, born_at, expires_at, authority, path, tenant, scopes, checksum, head, body)
+SELECT $1, c.epoch, s.snapshot, $5,
+       to_timestamp($6) - make_interval(secs => $7),
+       to_timestamp($6) + make_interval(secs => $8),
+       $9, $10, $11, $12, $13, $14, $15
+  FROM pgcache.current c
+ CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
+ WHERE c.epoch = $2::text::uuid
+   AND c.incarnation = $3
+   AND to_timestamp($6) + make_interval(secs => $8) > clock_timestamp()
+   AND pg_snapshot_xmax(s.snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
+   AND pg_snapshot_xmax(s.snapshot) >= pg_snapshot_xmax(c.horizon)
+   AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s.snapshot) AS x (xid)
+                    WHERE pg_visible_in_snapshot(x.xid, c.horizon))
+    ON CONFLICT (key) DO UPDATE
+       SET epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, probes = EXCLUDED.probes,
+           born_at = EXCLUDED.born_at, expires_at = EXCLUDED.expires_at,
+           authority = EXCLUDED.authority, path = EXCLUDED.path, tenant = EXCLUDED.tenant,
+           scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body
+     WHERE e.epoch <> EXCLUDED.epoch
+        OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
