@@ -1,4 +1,20 @@
-//! HTTP response caching for axum and any other tower HTTP service, with PostgreSQL as the only infrastructure.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to look
+//!
+//! | | |
+//! |---|---|
+//! | [`PgCacheLayer`] | the middleware, and what can be set for a route |
+//! | [`PgCache`], [`PgCacheBuilder`] | the engine: invalidation, housekeeping, what can be set for all routes |
+//! | [`Domain`], [`Scope`], [`domain!`] | what answers depend on, and what changes name |
+//! | [`Tenant`] | where the tenant of a request is found |
+//! | [`Route`] | a row of a central table of routes |
+//! | [`Bypass`], [`NotStored`] | the reasons that `Cache-Status` gives |
+//!
+//! # Features
+//!
+//! - `axum` (default): the layer knows axum's `OriginalUri` and `MatchedPath`, so that nested routers and path
+//!   parameters are understood.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs)]
 
