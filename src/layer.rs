@@ -34,6 +34,10 @@ use crate::service::PgCacheService;
 /// other tower service. Its read settings apply to GET and HEAD, [`invalidates`](Self::invalidates) to unsafe
 /// methods. Where two layers of one engine meet a request, the inner one's settings win.
 ///
+/// What a handler answers has to come from what it reads itself, after the cache was asked. So add the cache
+/// *outside* a layer that opens a database transaction for the request or that loads data into it: what such a
+/// layer read before the cache was asked may be older than the cache believes.
+///
 /// A zero `ttl` is reported as a mistake by the builder; a layer that is given one bypasses.
 #[derive(Debug, Clone)]
 pub struct PgCacheLayer {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request, Uri};
+use http_body::Body;
 
 use crate::cache::Config;
 use crate::domain::Scope;
@@ -55,7 +56,7 @@ pub(crate) struct Change {
 }
 
 impl Rules {
-    pub(crate) fn plan<B>(&self, request: &Request<B>) -> Plan {
+    pub(crate) fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
         let uri = request::original_uri(request);
         let policy = self.policy_for(request.method(), uri.path());
         match *request.method() {
@@ -76,7 +77,7 @@ impl Rules {
         listed.unwrap_or(&self.policy)
     }
 
-    fn plan_read<B>(
+    fn plan_read<B: Body>(
         &self,
         request: &Request<B>,
         uri: &Uri,
@@ -84,6 +85,9 @@ impl Rules {
     ) -> Result<Read, Bypass> {
         if request::asks_to_upgrade(request.headers()) {
             return Err(Bypass::Upgrade);
+        }
+        if request::has_body(request) {
+            return Err(Bypass::Body);
         }
         if policy.bypass == Some(true) || policy.ttl.is_some_and(|ttl| ttl.is_zero()) {
             return Err(Bypass::Route);

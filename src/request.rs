@@ -2,6 +2,7 @@
 
 use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, UPGRADE};
 use http::{HeaderMap, HeaderName, Request, Uri};
+use http_body::Body;
 
 /// Fields that carry credentials. What is answered to them is not for everybody.
 const CREDENTIALS: [HeaderName; 5] = [
@@ -24,6 +25,12 @@ pub(crate) fn asks_to_upgrade(headers: &HeaderMap) -> bool {
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
     };
     headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(lists_upgrade)
+}
+
+/// Whether there is anything that a handler could read.
+pub(crate) fn has_body<B: Body>(request: &Request<B>) -> bool {
+    let body = request.body();
+    !body.is_end_stream() && body.size_hint().exact() != Some(0)
 }
 
 /// The URI that the client sent: axum's nested routers leave only a part of it in the request.

@@ -49,7 +49,7 @@ where
     S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
-    RequestBody: Send + 'static,
+    RequestBody: Body + Send + 'static,
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {

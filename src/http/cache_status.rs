@@ -28,6 +28,8 @@ pub enum Bypass {
     Authority,
     /// The request asks to switch protocols.
     Upgrade,
+    /// A GET or HEAD that has a body: the answer may depend on it.
+    Body,
     /// The cache was closed, or runs outside a Tokio runtime.
     Closed,
     /// The store is not reachable, not ready or too slow.
@@ -46,6 +48,7 @@ impl Bypass {
             Self::NoEntity => "no-entity",
             Self::Authority => "authority",
             Self::Upgrade => "upgrade",
+            Self::Body => "body",
             Self::Closed => "closed",
             Self::Store => "store",
         }

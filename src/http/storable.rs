@@ -1,7 +1,7 @@
 //! May this answer be stored, and for how long? (RFC 9111 §3 and §4.2)
 //!
-//! 1. What forbids: `no-store`, `private`, `no-cache`, `Set-Cookie`, `Vary`, a status that is partial or not
-//!    final, an event stream or another body without an end.
+//! 1. What forbids: `no-store`, `private`, `no-cache`, `Set-Cookie`, `Vary`, a status that is partial, not final
+//!    or about this very request, an event stream or another body without an end.
 //! 2. How long: `s-maxage`, else the route's `ttl`, else `max-age`, else `Expires`. `max-age=0` speaks to
 //!    browsers and does not override a route's `ttl`.
 //! 3. A route's `ttl` applies to 200, 203, 204, 300, 301 and 308; every other status needs freshness of its own.
@@ -37,7 +37,7 @@ pub enum NotStored {
     SetCookie,
     /// The answer has a `Vary` field.
     Vary,
-    /// Partial content, not modified, or not a final status.
+    /// Partial content, not final, or about fields of the request that are no part of the key.
     Status,
     /// An event stream or another body that has no end.
     Stream,
@@ -100,7 +100,7 @@ fn veto(head: &response::Parts, directives: &CacheControl) -> Option<NotStored> 
         (directives.no_cache, NotStored::NoCache),
         (head.headers.contains_key(SET_COOKIE), NotStored::SetCookie),
         (head.headers.contains_key(VARY), NotStored::Vary),
-        (!is_complete_and_final(head.status), NotStored::Status),
+        (!is_for_others_too(head.status), NotStored::Status),
         (is_endless(&head.headers), NotStored::Stream),
     ];
     vetoes
@@ -109,10 +109,14 @@ fn veto(head: &response::Parts, directives: &CacheControl) -> Option<NotStored> 
 }
 
 /// RFC 9111 §3: the status is final; 206 needs the means to combine parts (§3.3), 304 is no answer of its own.
-fn is_complete_and_final(status: StatusCode) -> bool {
+/// The others answer to credentials, preconditions, `Range`, `Expect` or the like of one request: stored, they
+/// would let anybody replace an answer with an error.
+fn is_for_others_too(status: StatusCode) -> bool {
     !status.is_informational()
-        && status != StatusCode::PARTIAL_CONTENT
-        && status != StatusCode::NOT_MODIFIED
+        && !matches!(
+            status.as_u16(),
+            206 | 304 | 401 | 407 | 412 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511
+        )
 }
 
 fn is_endless(headers: &HeaderMap) -> bool {
@@ -269,9 +273,7 @@ mod tests {
         for status in [200, 203, 204, 300, 301, 308] {
             assert_eq!(judged(status, &[], Some(MINUTE)), Ok(60), "{status}");
         }
-        for status in [
-            201, 202, 302, 303, 307, 400, 401, 403, 404, 410, 500, 503, 599,
-        ] {
+        for status in [201, 202, 302, 303, 307, 400, 403, 404, 410, 500, 503, 599] {
             assert_eq!(
                 judged(status, &[], Some(MINUTE)),
                 Err(NotStored::NoFreshness),
@@ -283,7 +285,7 @@ mod tests {
                 "{status}"
             );
         }
-        for status in [206, 304] {
+        for status in [206, 304, 401, 412, 416, 429] {
             assert_eq!(
                 judged(status, &[("cache-control", "max-age=7")], Some(MINUTE)),
                 Err(NotStored::Status),

@@ -68,7 +68,7 @@ impl Sql {
         let sql = |script: &str| in_schema(script, schema);
         Self {
             schema: schema.clone(),
-            lookup: sql(include_str!("sql/lookup.sql")),
+            lookup: sql("SELECT * FROM pgcache.lookup($1)"),
             store: sql(include_str!("sql/store.sql")),
             invalidate: sql("SELECT pgcache.invalidate_scopes($1, $2, $3, $4)"),
             clear: sql("SELECT pgcache.clear()"),

@@ -80,7 +80,8 @@ CREATE VIEW pgcache.current AS
            n.id::text || '/' || extract(epoch FROM pg_postmaster_start_time())::text AS incarnation,
            e.horizon, e.folded, e.log_floor
       FROM pgcache.epoch e CROSS JOIN pgcache.incarnation n
-     WHERE e.relation = e.tableoid
+     WHERE e.singleton AND n.singleton
+       AND e.relation = e.tableoid
        AND e.system_identifier = (SELECT system_identifier FROM pg_control_system())
        AND e.database = (SELECT oid FROM pg_database WHERE datname = current_database())
        AND NOT pg_is_in_recovery();
@@ -110,9 +111,41 @@ CREATE VIEW pgcache.entry_state AS
                               AND i.keys && e.probes
                               AND NOT pg_visible_in_snapshot(i.xid, e.snapshot)) AS unchanged
       FROM pgcache.epoch p
-      JOIN pgcache.entry e ON e.epoch = p.id
+      JOIN pgcache.entry e ON p.singleton AND e.epoch = p.id
      CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
                                      THEN e.snapshot ELSE p.folded END AS snapshot) later;
+
+-- Asks for entries. One row per stored, fresh and valid entry; one row with a null key if there is none; no
+-- row if the cache must not be used (no good epoch, or not a primary). Indexes: entry_pkey, changed_pkey,
+-- invalidation_xid, whatever the statistics say: the settings see to that, and the plan is made once per
+-- session (making it takes three times as long as running it). The function is STABLE: everything in it sees
+-- the snapshot of the statement that calls it, and that is the one it returns.
+CREATE FUNCTION pgcache.lookup(keys bytea[])
+RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
+               checksum bytea, head bytea, body bytea, probes bigint[], age float8, ttl float8)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
+           extract(epoch FROM clock_timestamp())::float8,
+           current_setting('transaction_isolation') = 'read committed',
+           e.key, e.checksum, e.head, e.body, e.probes,
+           extract(epoch FROM clock_timestamp() - e.born_at)::float8,
+           extract(epoch FROM e.expires_at - clock_timestamp())::float8
+      FROM pgcache.current c
+      LEFT JOIN pgcache.entry_state e
+        ON e.key = ANY (keys)
+       AND e.expires_at > clock_timestamp()
+       AND e.usable
+       AND e.unchanged;
+END
+$$;
 
 -- A scope's key: 64 bits of a hash of its parts, each with its length. Two scopes with one key are
 -- invalidated together, which costs a hit and no correctness; so 64 bits are plenty.
