@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bb8::{ManageConnection, Pool};
@@ -12,14 +12,14 @@ use bb8_postgres::PostgresConnectionManager;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Client, Config as ConnectConfig, Socket};
 
-use crate::cache::{Config, PgCache};
+use crate::cache::{Config, PgCache, complete};
 use crate::engine::{Engine, Settings};
 use crate::error::ConfigError;
 use crate::layer::PgCacheLayer;
 use crate::policy::{Policy, policy_setters};
 use crate::route::{Route, RouteTable};
-use crate::store::{Lazy, SchemaName, Source, Store, check_name};
-use crate::tenant::Tenant;
+use crate::store::{Lazy, Nowhere, SchemaName, Source, Store, check_name};
+use crate::tenant::{Principal, Tenant};
 
 /// Builds a [`PgCache`] or, with a table of routes, a [`PgCacheLayer`].
 ///
@@ -28,8 +28,7 @@ pub struct PgCacheBuilder<T = PgCache> {
     source: SourceSpec,
     schema: String,
     tenant: Option<Tenant>,
-    namespace: String,
-    generation: String,
+    principal: Option<Principal>,
     cache_status: bool,
     default_ttl: Duration,
     settings: Settings,
@@ -80,16 +79,22 @@ impl<T> PgCacheBuilder<T> {
         })
     }
 
+    pub(crate) fn without_database() -> Self {
+        let mut builder = Self::with_source(SourceSpec::Shared(Box::new(Nowhere)));
+        builder.settings.has_database = false;
+        builder
+    }
+
     fn with_source(source: SourceSpec) -> Self {
         Self {
             source,
             schema: "pgcache".to_owned(),
             tenant: None,
-            namespace: String::new(),
-            generation: String::new(),
+            principal: None,
             cache_status: true,
             default_ttl: Duration::from_secs(300),
             settings: Settings {
+                has_database: true,
                 lookup_deadline: Duration::from_millis(100),
                 store_deadline: Duration::from_secs(5),
                 change_deadline: Duration::from_secs(2),
@@ -139,22 +144,13 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
-    /// Keeps the entries of applications, or of parts of one, apart that share a schema.
+    /// Where the principal of a request is found, for routes that are
+    /// [`per_principal`](crate::PgCacheLayer::per_principal).
     ///
-    /// Defaults to the empty one.
+    /// Defaults to none.
     #[must_use]
-    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.namespace = namespace.into();
-        self
-    }
-
-    /// Keeps the entries of builds apart: a build with another generation does not read this one's answers.
-    /// `env!("CARGO_PKG_VERSION")` is a good one.
-    ///
-    /// Defaults to the empty one.
-    #[must_use]
-    pub fn generation(mut self, generation: impl Into<String>) -> Self {
-        self.generation = generation.into();
+    pub fn principal(mut self, principal: Principal) -> Self {
+        self.principal = Some(principal);
         self
     }
 
@@ -272,7 +268,13 @@ impl<T> PgCacheBuilder<T> {
     }
 
     fn mistakes(&self) -> Vec<String> {
-        let mut mistakes = self.policy.mistakes("engine");
+        let (_, mut mistakes) = complete(
+            self.policy.clone(),
+            &Policy::default(),
+            "engine",
+            self.tenant.as_ref(),
+            self.principal.as_ref(),
+        );
         mistakes.extend(check_name(&self.schema).err());
         let durations = [
             ("default_ttl", self.default_ttl),
@@ -283,17 +285,12 @@ impl<T> PgCacheBuilder<T> {
         for (name, duration) in durations {
             if duration.is_zero() {
                 mistakes.push(format!(
-                    "{name}: zero; use a duration of at least a millisecond"
+                    "{name}(0); use a duration of at least a millisecond"
                 ));
             }
         }
         if self.settings.max_log_rows == 0 {
-            mistakes.push("max_log_rows: zero; use at least 1".to_owned());
-        }
-        if self.policy.shared_by_tenant == Some(true) && self.tenant.is_none() {
-            mistakes.push(
-                "shared_by_tenant: there is no tenant; add tenant(Tenant::extension(…))".to_owned(),
-            );
+            mistakes.push("max_log_rows(0); use at least 1".to_owned());
         }
         if let SourceSpec::Own { connections, .. } = &self.source {
             if connections.is_empty() || *connections.end() == 0 {
@@ -315,10 +312,10 @@ impl<T> PgCacheBuilder<T> {
             engine: Engine::new(Store::new(source, schema), self.settings),
             config: Arc::new(Config {
                 tenant: self.tenant,
-                namespace: self.namespace,
-                generation: self.generation,
+                principal: self.principal,
                 cache_status: self.cache_status,
                 policy: self.policy,
+                layers: Mutex::default(),
             }),
         }
     }
@@ -358,10 +355,20 @@ impl PgCacheBuilder<PgCacheLayer> {
     /// # Errors
     ///
     /// All mistakes in the settings and in the table at once.
+    #[track_caller]
     pub fn build(mut self) -> Result<PgCacheLayer, ConfigError> {
         let mut mistakes = self.mistakes();
         let routes = std::mem::take(&mut self.routes);
-        let table = RouteTable::new(routes, &self.policy, self.default_ttl, &mut mistakes);
+        let complete = |own: Policy, place: &str| {
+            complete(
+                own,
+                &self.policy,
+                place,
+                self.tenant.as_ref(),
+                self.principal.as_ref(),
+            )
+        };
+        let table = RouteTable::new(routes, complete, self.default_ttl, &mut mistakes);
         ConfigError::check(mistakes)?;
         let schema = self.checked_schema()?;
         Ok(PgCacheLayer::of(self.assemble(&schema), Some(table)))

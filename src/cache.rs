@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bb8::{ManageConnection, Pool};
 use http::Uri;
@@ -10,11 +10,12 @@ use tokio_postgres::{Client, Config as ConnectConfig, GenericClient, NoTls};
 
 use crate::builder::PgCacheBuilder;
 use crate::domain::Scope;
-use crate::engine::{Cleaned, Engine, Stats};
+use crate::engine::{Capabilities, Cleaned, Engine, Stats};
 use crate::error::Error;
 use crate::layer::PgCacheLayer;
 use crate::policy::Policy;
-use crate::tenant::Tenant;
+use crate::rules::Rules;
+use crate::tenant::{Principal, Tenant};
 
 /// A cache in a Postgres database: pool, schema, deadlines, tenant. Clones are handles to one engine.
 ///
@@ -26,14 +27,51 @@ pub struct PgCache {
     pub(crate) config: Arc<Config>,
 }
 
-/// What the layers of an engine need to know.
+/// What the layers of an engine need to know, and what is known of them.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) tenant: Option<Tenant>,
-    pub(crate) namespace: String,
-    pub(crate) generation: String,
+    pub(crate) principal: Option<Principal>,
     pub(crate) cache_status: bool,
     pub(crate) policy: Policy,
+    pub(crate) layers: Mutex<Vec<Weak<Rules>>>,
+}
+
+impl Config {
+    /// A policy with what it inherits, and what is wrong with it.
+    pub(crate) fn complete(&self, own: Policy, place: &str) -> (Policy, Vec<String>) {
+        complete(
+            own,
+            &self.policy,
+            place,
+            self.tenant.as_ref(),
+            self.principal.as_ref(),
+        )
+    }
+
+    fn live_layers(&self) -> Vec<Arc<Rules>> {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.retain(|layer| layer.strong_count() > 0);
+        layers.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn register(&self, rules: &Arc<Rules>) {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.retain(|layer| layer.strong_count() > 0);
+        layers.push(Arc::downgrade(rules));
+    }
+}
+
+pub(crate) fn complete(
+    own: Policy,
+    base: &Policy,
+    place: &str,
+    tenant: Option<&Tenant>,
+    principal: Option<&Principal>,
+) -> (Policy, Vec<String>) {
+    let policy = own.over(base);
+    let mistakes = policy.mistakes(place, tenant, principal);
+    (policy, mistakes)
 }
 
 impl PgCache {
@@ -72,8 +110,22 @@ impl PgCache {
 
     /// A layer of this engine, with the engine's settings.
     #[must_use]
+    #[track_caller]
     pub fn layer(&self) -> PgCacheLayer {
         PgCacheLayer::of(self.clone(), None)
+    }
+
+    /// An engine that caches nothing and has no database: for tests of an application, and for switching the
+    /// cache off by configuration. Whatever is asked of it succeeds.
+    #[must_use]
+    pub fn disabled() -> Self {
+        PgCacheBuilder::<Self>::without_database().with_defaults()
+    }
+
+    /// Switches this instance's cache off and on at run time. While it is off, requests pass through, and unsafe
+    /// ones still invalidate, for the other instances.
+    pub fn set_enabled(&self, on: bool) {
+        self.engine.set_enabled(on);
     }
 
     /// Connects, creates or migrates the schema if `auto_migrate` is on, and makes sure that the cache can be
@@ -150,20 +202,25 @@ impl PgCache {
         I: IntoIterator,
         I::Item: Into<Scope>,
     {
+        if !self.engine.settings.has_database {
+            return Ok(());
+        }
         let scopes: Vec<Scope> = scopes.into_iter().map(Into::into).collect();
         self.engine.store.invalidate_in(client, &scopes).await
     }
 
     /// Invalidates everything stored for a URI, for all tenants. Without an authority (`/products?page=2`) that
-    /// is the path on every host.
+    /// is the path on every host. The query is read as the engine's settings say (sorted by default); on a route
+    /// with settings of its own for the query, name the URI as these leave it.
     ///
     /// # Errors
     ///
     /// As [`invalidate`](Self::invalidate).
     pub async fn purge_uri(&self, uri: &Uri) -> Result<(), Error> {
         let authority = uri.authority().map(|a| a.as_str().to_ascii_lowercase());
-        let path = crate::request::path_and_query(uri);
-        self.invalidate([Scope::uri(authority.as_deref(), path)])
+        let query = self.config.policy.query().apply(uri.query());
+        let path = crate::request::path_and_query(uri, query.as_deref());
+        self.invalidate([Scope::uri(authority.as_deref(), &path)])
             .await
     }
 
@@ -210,6 +267,25 @@ impl PgCache {
     /// What this instance has done so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine.stats()
+        let mut stats = self.engine.stats();
+        for rules in self.config.live_layers() {
+            let unused = rules.unused();
+            stats
+                .unused_layers
+                .extend(unused.layer.map(ToString::to_string));
+            stats
+                .unmatched_routes
+                .extend(unused.routes.into_iter().map(str::to_owned));
+        }
+        stats
+    }
+
+    /// What is active, as found in the database.
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used: see [`ready`](Self::ready).
+    pub async fn capabilities(&self) -> Result<Capabilities, Error> {
+        self.engine.capabilities().await
     }
 }

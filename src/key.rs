@@ -4,12 +4,16 @@
 //!    hash the same bytes.
 //! 2. HEAD and GET have one key; no other method has any.
 //! 3. The URI is the one that the client sent, not what a nested router left of it.
-//! 4. An answer to a request with credentials has another key than one to a request without, and each tenant
-//!    has its own.
+//! 4. An answer to a request that somebody vouched for has another key than one to a request without a witness,
+//!    and each tenant and each principal has its own.
 
 use std::fmt;
 
-use http::Uri;
+use http::{HeaderMap, Uri};
+
+use crate::head::RequestHead;
+use crate::policy::KeyPart;
+use crate::request::cookies;
 
 /// Changes with the parts below and with the encoding of stored heads: entries of another version are never
 /// found.
@@ -21,10 +25,56 @@ pub(crate) struct KeyParts<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) generation: &'a str,
     pub(crate) uri: &'a Uri,
+    /// The query, as its rule leaves it.
+    pub(crate) query: Option<&'a str>,
     /// Lower case, from [`authority`](crate::request::authority).
     pub(crate) authority: &'a str,
     pub(crate) tenant: Option<&'a str>,
-    pub(crate) credentialed: bool,
+    pub(crate) principal: Option<&'a str>,
+    pub(crate) witnessed: bool,
+    /// What else the route's settings name, as this request has it.
+    pub(crate) more: &'a [u8],
+}
+
+/// The values of further parts, each with its length.
+pub(crate) fn more_parts(parts: &[KeyPart], head: &RequestHead<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        match part {
+            KeyPart::Header(name) => put_all(&mut bytes, header_values(head.headers(), name)),
+            KeyPart::Cookie(name) => {
+                let values = cookies(head.headers())
+                    .filter(|(n, _)| *n == name.as_bytes())
+                    .map(|(_, value)| value);
+                put_all(&mut bytes, values);
+            }
+            KeyPart::With(part) => put_all(&mut bytes, [part.0(head).as_bytes()]),
+        }
+    }
+    bytes
+}
+
+fn header_values<'a>(
+    headers: &'a HeaderMap,
+    name: &http::HeaderName,
+) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .map(http::HeaderValue::as_bytes)
+}
+
+/// How many there are, then each with its length.
+fn put_all<'a>(bytes: &mut Vec<u8>, values: impl IntoIterator<Item = &'a [u8]>) {
+    let start = bytes.len();
+    bytes.extend_from_slice(&[0; 8]);
+    let mut count = 0u64;
+    for value in values {
+        bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(value);
+        count += 1;
+    }
+    bytes[start..start + 8].copy_from_slice(&count.to_le_bytes());
 }
 
 /// Identifies a stored answer: a blake3 hash over everything that tells answers apart.
@@ -38,9 +88,12 @@ impl Key {
             namespace,
             generation,
             uri,
+            query,
             authority,
             tenant,
-            credentialed,
+            principal,
+            witnessed,
+            more,
         } = *parts;
         let mut hash = LengthPrefixed(blake3::Hasher::new());
         hash.part(FORMAT.as_bytes());
@@ -49,9 +102,11 @@ impl Key {
         hash.part(uri.scheme_str().unwrap_or("").as_bytes());
         hash.part(authority.as_bytes());
         hash.part(uri.path().as_bytes());
-        hash.optional(uri.query());
+        hash.optional(query);
         hash.optional(tenant);
-        hash.part(&[u8::from(credentialed)]);
+        hash.optional(principal);
+        hash.part(&[u8::from(witnessed)]);
+        hash.part(more);
         Self(*hash.0.finalize().as_bytes())
     }
 
@@ -86,37 +141,61 @@ impl fmt::Debug for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     #[test]
     fn keys_whose_parts_concatenate_to_the_same_text_differ() {
         let uris = ["/ab?c", "/a?bc", "/abc", "/abc?", "http://h/abc", "/ab?c="];
-        let texts = ["", "a", "ab", "b", "bc"];
-        let mut seen = std::collections::HashMap::new();
+        let (texts, names) = (["", "a", "ab", "bc"], [None, Some("a"), Some("ab")]);
+        let mut seen = HashMap::new();
         for uri in uris {
             let uri: Uri = uri.parse().expect("a URI");
-            for namespace in texts {
-                for generation in texts {
-                    for authority in texts {
-                        for tenant in [None, Some(""), Some("a"), Some("ab")] {
-                            for credentialed in [false, true] {
-                                let parts = KeyParts {
-                                    namespace,
-                                    generation,
-                                    uri: &uri,
-                                    authority,
-                                    tenant,
-                                    credentialed,
-                                };
-                                let text = format!("{parts:?}");
-                                if let Some(other) = seen.insert(Key::new(&parts), text.clone()) {
-                                    panic!("{text} and {other} have one key");
-                                }
+            for (namespace, generation) in pairs(&texts) {
+                for (authority, more) in pairs(&texts) {
+                    for (tenant, principal) in pairs(&names) {
+                        for witnessed in [false, true] {
+                            let (query, more) = (uri.query(), more.as_bytes());
+                            let parts = KeyParts {
+                                namespace,
+                                generation,
+                                uri: &uri,
+                                query,
+                                authority,
+                                tenant,
+                                principal,
+                                witnessed,
+                                more,
+                            };
+                            let text = format!("{parts:?}");
+                            if let Some(other) = seen.insert(Key::new(&parts), text.clone()) {
+                                panic!("{text} and {other} have one key");
                             }
                         }
                     }
                 }
             }
         }
-        assert_eq!(seen.len(), 6 * 5 * 5 * 5 * 4 * 2);
+        assert_eq!(seen.len(), 6 * 16 * 16 * 9 * 2);
+    }
+
+    fn pairs<T: Copy>(values: &[T]) -> Vec<(T, T)> {
+        values
+            .iter()
+            .flat_map(|&a| values.iter().map(move |&b| (a, b)))
+            .collect()
+    }
+
+    #[test]
+    fn lists_of_values_are_told_apart() {
+        let lists: [&[&[u8]]; 6] = [&[], &[b""], &[b"", b""], &[b"a"], &[b"a", b"b"], &[b"ab"]];
+        let mut seen = HashMap::new();
+        for first in lists {
+            for second in lists {
+                let mut bytes = Vec::new();
+                put_all(&mut bytes, first.iter().copied());
+                put_all(&mut bytes, second.iter().copied());
+                assert_eq!(seen.insert(bytes, (first, second)), None);
+            }
+        }
     }
 }

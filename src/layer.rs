@@ -1,7 +1,8 @@
 //! [`PgCacheLayer`]: the engine plus one policy, or plus a table of them.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::panic::Location;
+use std::sync::{Arc, OnceLock};
 
 use bb8::{ManageConnection, Pool};
 use tokio_postgres::Client;
@@ -9,9 +10,10 @@ use tower_layer::Layer;
 
 use crate::builder::PgCacheBuilder;
 use crate::cache::PgCache;
-use crate::plan::Rules;
+use crate::error::ConfigError;
 use crate::policy::{Policy, policy_setters};
 use crate::route::RouteTable;
+use crate::rules::Rules;
 use crate::service::PgCacheService;
 
 /// Caches the responses of the service inside it.
@@ -38,17 +40,21 @@ use crate::service::PgCacheService;
 /// *outside* a layer that opens a database transaction for the request or that loads data into it: what such a
 /// layer read before the cache was asked may be older than the cache believes.
 ///
-/// A zero `ttl` is reported as a mistake by the builder; a layer that is given one bypasses.
+/// Mistakes in the settings of a layer are reported by [`check`](Self::check), or logged with the first request.
 #[derive(Debug, Clone)]
 pub struct PgCacheLayer {
     cache: PgCache,
     policy: Policy,
     table: Option<Arc<RouteTable>>,
+    place: &'static Location<'static>,
+    /// Made when the layer is first used, and shared by all services that it makes.
+    rules: OnceLock<Arc<Rules>>,
 }
 
 impl PgCacheLayer {
     /// A layer with an engine of its own that has no settings: `PgCache::new(pool).layer()`.
     #[must_use]
+    #[track_caller]
     pub fn new<M>(pool: Pool<M>) -> Self
     where
         M: ManageConnection<Connection = Client>,
@@ -80,12 +86,48 @@ impl PgCacheLayer {
         PgCacheBuilder::new(pool)
     }
 
+    #[track_caller]
     pub(crate) fn of(cache: PgCache, table: Option<RouteTable>) -> Self {
+        let table = table.map(Arc::new);
         Self {
             cache,
             policy: Policy::default(),
-            table: table.map(Arc::new),
+            table,
+            place: Location::caller(),
+            rules: OnceLock::new(),
         }
+    }
+
+    /// The layer, if its settings make sense. One with mistakes that nobody asked for logs them with its first
+    /// request, and passes everything through.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes at once.
+    pub fn check(self) -> Result<Self, ConfigError> {
+        ConfigError::check(self.rules().mistakes().to_vec())?;
+        Ok(self)
+    }
+
+    /// A layer that caches nothing and has no database.
+    #[must_use]
+    #[track_caller]
+    pub fn disabled() -> Self {
+        PgCache::disabled().layer()
+    }
+
+    fn rules(&self) -> &Arc<Rules> {
+        self.rules.get_or_init(|| {
+            let config = self.cache.config.clone();
+            let rules = Arc::new(Rules::new(
+                config.clone(),
+                self.policy.clone(),
+                self.table.clone(),
+                self.place,
+            ));
+            config.register(&rules);
+            rules
+        })
     }
 
     /// The engine.
@@ -97,6 +139,7 @@ impl PgCacheLayer {
     policy_setters!();
 
     fn policy_mut(&mut self) -> &mut Policy {
+        self.rules.take();
         &mut self.policy
     }
 }
@@ -105,13 +148,6 @@ impl<S> Layer<S> for PgCacheLayer {
     type Service = PgCacheService<S>;
 
     fn layer(&self, inner: S) -> PgCacheService<S> {
-        let config = self.cache.config.clone();
-        let rules = Rules {
-            policy: Arc::new(self.policy.over(&config.policy)),
-            config,
-            table: self.table.clone(),
-            patterns: crate::route::MatchedPatterns::default(),
-        };
-        PgCacheService::new(inner, self.cache.engine.clone(), Arc::new(rules))
+        PgCacheService::new(inner, self.cache.clone(), self.rules().clone())
     }
 }

@@ -1,29 +1,27 @@
 //! What is to be done with a request, decided before anybody is asked: from its head, its route's settings and
 //! the engine's.
-
-use std::sync::Arc;
-use std::time::Duration;
+//!
+//! Who may have an answer (rule 1 of the crate):
+//!
+//! 1. A request with credentials, or with a principal, is looked up only if the route says who shares its answers, and if there is a
+//!    witness: something that the authentication layer put into the request.
+//! 2. Where a tenant is configured, the tenant is in the key, and a request without one passes through; only a
+//!    route whose answers are the same for everybody does without.
+//! 3. Where answers are per principal, the principal is in the key, and a request without one passes through.
+//! 4. Whether there was a witness is in the key.
 
 use http::{Method, Request, Uri};
 use http_body::Body;
 
-use crate::cache::Config;
 use crate::domain::Scope;
+use crate::head::RequestHead;
 use crate::http::cache_status::Bypass;
 use crate::http::invalidation::is_safe;
-use crate::key::{Key, KeyParts};
-use crate::policy::{Dependency, Policy};
+use crate::http::storable::Lifetimes;
+use crate::key::{Key, KeyParts, more_parts};
+use crate::policy::{ClientCache, Dependency, Policy, RouteTtl, Sharing};
 use crate::request;
-use crate::route::{MatchedPatterns, RouteTable};
-
-/// The settings that meet in one layer.
-#[derive(Debug)]
-pub(crate) struct Rules {
-    pub(crate) config: Arc<Config>,
-    pub(crate) policy: Arc<Policy>,
-    pub(crate) table: Option<Arc<RouteTable>>,
-    pub(crate) patterns: MatchedPatterns,
-}
+use crate::rules::Rules;
 
 #[derive(Debug)]
 pub(crate) enum Plan {
@@ -39,12 +37,16 @@ pub(crate) enum Plan {
 pub(crate) struct Read {
     pub(crate) key: Key,
     pub(crate) head_only: bool,
-    pub(crate) ttl: Option<Duration>,
+    pub(crate) lifetimes: Lifetimes,
     pub(crate) max_body: usize,
     pub(crate) scopes: Vec<Scope>,
     pub(crate) authority: String,
     pub(crate) path: String,
+    /// Of the key and the scopes; none on a route whose answers are the same for everybody.
     pub(crate) tenant: Option<String>,
+    /// Whether the answer belongs to a tenant or a principal.
+    pub(crate) is_personal: bool,
+    pub(crate) client_cache: ClientCache,
 }
 
 #[derive(Debug)]
@@ -52,132 +54,216 @@ pub(crate) struct Change {
     pub(crate) scopes: Vec<Scope>,
     pub(crate) uri: Uri,
     pub(crate) authority: Option<String>,
-    pub(crate) tenant: Option<String>,
 }
 
-impl Rules {
+/// A request whose route is found.
+pub(crate) struct Routed<'a> {
+    pub(crate) rules: &'a Rules,
+    pub(crate) policy: &'a Policy,
+    pub(crate) row: Option<&'a str>,
+    pub(crate) head: RequestHead<'a>,
+}
+
+impl Routed<'_> {
     pub(crate) fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
-        let uri = request::original_uri(request);
-        let policy = self.policy_for(request.method(), uri.path());
-        match *request.method() {
-            Method::GET | Method::HEAD => self
-                .plan_read(request, uri, policy)
-                .map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read))),
+        match *self.head.method {
+            Method::GET | Method::HEAD => {
+                let read = if request::has_body(request) {
+                    Err(Bypass::Body)
+                } else {
+                    self.plan_read()
+                };
+                read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
+            }
             Method::CONNECT => Plan::Bypass(Bypass::Method),
             ref method if is_safe(method) => Plan::Bypass(Bypass::Method),
-            _ => Plan::Change(Box::new(self.plan_change(request, uri, policy))),
+            _ => Plan::Change(Box::new(self.plan_change())),
         }
     }
 
-    fn policy_for(&self, method: &Method, path: &str) -> &Policy {
-        let listed = self
-            .table
-            .as_ref()
-            .and_then(|table| table.find(method, path));
-        listed.unwrap_or(&self.policy)
-    }
-
-    fn plan_read<B: Body>(
-        &self,
-        request: &Request<B>,
-        uri: &Uri,
-        policy: &Policy,
-    ) -> Result<Read, Bypass> {
-        if request::asks_to_upgrade(request.headers()) {
-            return Err(Bypass::Upgrade);
-        }
-        if request::has_body(request) {
-            return Err(Bypass::Body);
-        }
-        if policy.bypass == Some(true) || policy.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return Err(Bypass::Route);
-        }
-        let authority = request::authority(uri, request.headers()).ok_or(Bypass::Authority)?;
-        let tenant = match &self.config.tenant {
-            Some(source) => Some(source.of(request.extensions()).ok_or(Bypass::NoTenant)?),
-            None => None,
-        };
-        let credentialed = request::has_credentials(request.headers());
-        if credentialed && !(policy.shared_by_tenant == Some(true) && tenant.is_some()) {
-            return Err(Bypass::Credentials);
-        }
-        let path = request::path_and_query(uri);
-        let mut scopes = vec![Scope::uri(Some(&authority), path)];
-        scopes.extend(tenant.as_deref().map(Scope::of_tenant));
-        for dependency in &policy.dependencies {
-            scopes.push(
-                self.resolve(dependency, request, uri)
-                    .ok_or(Bypass::NoEntity)?,
-            );
-        }
-        let scopes = scopes
-            .into_iter()
-            .map(|s| s.for_tenant(tenant.as_deref()))
-            .collect();
+    fn plan_read(&self) -> Result<Read, Bypass> {
+        self.may_be_cached()?;
+        let Self { policy, head, .. } = self;
+        let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
+        let Sharer {
+            tenant,
+            principal,
+            witnessed,
+        } = self.sharer()?;
+        let query = policy.query().apply(head.uri.query());
+        let path = request::path_and_query(head.uri, query.as_deref());
         let key = Key::new(&KeyParts {
-            namespace: &self.config.namespace,
-            generation: &self.config.generation,
-            uri,
+            namespace: policy.namespace.as_deref().unwrap_or(""),
+            generation: policy.generation.as_deref().unwrap_or(""),
+            uri: head.uri,
+            query: query.as_deref(),
             authority: &authority,
             tenant: tenant.as_deref(),
-            credentialed,
+            principal: principal.as_deref(),
+            witnessed,
+            more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {
             key,
-            head_only: request.method() == Method::HEAD,
-            ttl: policy.ttl,
+            head_only: *head.method == Method::HEAD,
+            lifetimes: Lifetimes {
+                at_run_time: None,
+                route: policy.ttl.map(RouteTtl::duration),
+                negative: policy.negative_ttl,
+            },
             max_body: policy.max_body(),
-            scopes,
-            path: path.to_owned(),
+            scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
+            is_personal: tenant.is_some() || principal.is_some(),
+            client_cache: policy.client_cache.clone().unwrap_or_default(),
+            path,
             authority,
             tenant,
         })
     }
 
-    fn resolve<B>(
-        &self,
-        dependency: &Dependency,
-        request: &Request<B>,
-        uri: &Uri,
-    ) -> Option<Scope> {
-        match dependency {
-            Dependency::Scope(scope) => Some(scope.clone()),
-            Dependency::PathParameter(domain, name) => {
-                let by_table = self
-                    .table
-                    .as_ref()
-                    .and_then(|table| table.parameter(uri.path(), name));
-                let by_pattern = || {
-                    self.patterns
-                        .parameter(request::matched_pattern(request)?, uri.path(), name)
-                };
-                Some(domain.entity(by_table.or_else(by_pattern)?))
+    fn may_be_cached(&self) -> Result<(), Bypass> {
+        let Self {
+            rules,
+            policy,
+            head,
+            ..
+        } = self;
+        let refusals = [
+            (rules.is_wrong(), Bypass::Misconfigured),
+            (request::asks_to_upgrade(head.headers), Bypass::Upgrade),
+            (policy.bypass == Some(true), Bypass::Route),
+            (
+                policy.bypass_if.as_ref().is_some_and(|rule| rule.0(head)),
+                Bypass::Condition,
+            ),
+        ];
+        refusals
+            .into_iter()
+            .find_map(|(applies, reason)| applies.then_some(reason))
+            .map_or(Ok(()), Err)
+    }
+
+    /// Who shares the answer to this request, or why nobody does.
+    fn sharer(&self) -> Result<Sharer, Bypass> {
+        let Self {
+            rules,
+            policy,
+            head,
+            ..
+        } = self;
+        let config = &rules.config;
+        let tenant = config.tenant.as_ref().map(|source| source.of(head));
+        let principal = config.principal.as_ref().and_then(|source| source.of(head));
+
+        let by_tenant = config
+            .tenant
+            .as_ref()
+            .is_some_and(crate::tenant::Tenant::is_witness)
+            && matches!(tenant, Some(Some(_)));
+        let by_other = policy
+            .witness
+            .as_ref()
+            .is_some_and(|witness| witness.0(head.extensions));
+        let witnessed = by_tenant || principal.is_some() || by_other;
+
+        let credentials = request::has_credentials(
+            head.headers,
+            &policy.credential_headers,
+            policy.cookies.as_ref(),
+        );
+        // somebody may have been authenticated by other means, such as a client certificate
+        if credentials || principal.is_some() || by_other {
+            match policy.sharing {
+                None => return Err(Bypass::Credentials),
+                Some(_) if !witnessed => return Err(Bypass::NoWitness),
+                Some(_) => {}
             }
+        }
+        if policy.sharing == Some(Sharing::ByEveryone) {
+            return Ok(Sharer {
+                tenant: None,
+                principal: None,
+                witnessed,
+            });
+        }
+        let tenant = match tenant {
+            Some(None) => return Err(Bypass::NoTenant),
+            Some(found) => found,
+            None => None,
+        };
+        let principal = match policy.sharing {
+            Some(Sharing::PerPrincipal) => Some(principal.ok_or(Bypass::NoPrincipal)?),
+            _ => None,
+        };
+        Ok(Sharer {
+            tenant,
+            principal,
+            witnessed,
+        })
+    }
+
+    fn dependencies(
+        &self,
+        authority: &str,
+        path: &str,
+        tenant: Option<&str>,
+    ) -> Result<Vec<Scope>, Bypass> {
+        let mut scopes = vec![Scope::uri(Some(authority), path)];
+        scopes.extend(tenant.map(Scope::of_tenant));
+        for dependency in &self.policy.dependencies {
+            let scope = match dependency {
+                Dependency::Scope(scope) => scope.clone(),
+                Dependency::PathParameter(domain, name) => {
+                    domain.entity(self.head.param(name).ok_or(Bypass::NoEntity)?)
+                }
+            };
+            scopes.push(if self.policy.all_tenants == Some(true) {
+                scope.all_tenants()
+            } else {
+                scope
+            });
+        }
+        Ok(scopes
+            .into_iter()
+            .map(|scope| scope.for_tenant(tenant))
+            .collect())
+    }
+
+    /// With an authority that is unclear, the change concerns every authority.
+    fn plan_change(&self) -> Change {
+        let Self { policy, head, .. } = self;
+        let authority = request::authority(head.uri, head.headers);
+        let path =
+            request::path_and_query(head.uri, policy.query().apply(head.uri.query()).as_deref());
+        let own = Scope::uri(authority.as_deref(), &path);
+        let scopes = policy.invalidates.iter().cloned().chain([own]).collect();
+        Change {
+            scopes,
+            uri: head.uri.clone(),
+            authority,
         }
     }
 
-    /// With a tenant that is unknown, the change concerns every tenant; with an authority that is unclear,
-    /// every authority.
-    fn plan_change<B>(&self, request: &Request<B>, uri: &Uri, policy: &Policy) -> Change {
-        let tenant = self
+    /// The row of the table, or axum's pattern.
+    pub(crate) fn name<B>(&self, request: &Request<B>) -> Option<String> {
+        self.row
+            .or_else(|| request::matched_pattern(request))
+            .map(str::to_owned)
+    }
+
+    /// The tenant that what this request changes belongs to; `None`, also if it is unknown, is every tenant.
+    pub(crate) fn tenant_of_change(&self) -> Option<String> {
+        self.rules
             .config
             .tenant
             .as_ref()
-            .and_then(|source| source.of(request.extensions()));
-        let authority = request::authority(uri, request.headers());
-        let own = Scope::uri(authority.as_deref(), request::path_and_query(uri));
-        let scopes = policy
-            .invalidates
-            .iter()
-            .cloned()
-            .chain([own])
-            .map(|s| s.for_tenant(tenant.as_deref()))
-            .collect();
-        Change {
-            scopes,
-            uri: uri.clone(),
-            authority,
-            tenant,
-        }
+            .and_then(|source| source.of(&self.head))
     }
+}
+
+/// Whom the answer to a request belongs to.
+struct Sharer {
+    tenant: Option<String>,
+    principal: Option<String>,
+    witnessed: bool,
 }

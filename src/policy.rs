@@ -1,19 +1,67 @@
 //! [`Policy`]: what can be set for the whole engine, for a layer, or for a row of a route table. The setters
 //! are written once and appear on each of the three.
+//!
+//! A setter never fails. What is wrong is remembered and comes out as a [`ConfigError`](crate::ConfigError),
+//! with all other mistakes; a layer with mistakes that nobody asked for passes everything through.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Extensions, HeaderName, HeaderValue, StatusCode};
+
 use crate::domain::{Domain, Scope};
+use crate::head::RequestHead;
+use crate::query::{Pattern, QueryRule};
+use crate::tenant::{Principal, Tenant};
+
+/// Larger bodies are not stored, unless a route says otherwise.
+pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
+
+/// How many scopes an entry may depend on.
+pub(crate) const MAX_DEPENDENCIES: usize = 64;
 
 /// Settings of a route. What is not set is inherited.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Policy {
-    pub(crate) ttl: Option<Duration>,
+    pub(crate) ttl: Option<RouteTtl>,
+    pub(crate) negative_ttl: Option<Duration>,
     pub(crate) dependencies: Vec<Dependency>,
+    pub(crate) all_tenants: Option<bool>,
     pub(crate) invalidates: Vec<Scope>,
-    pub(crate) shared_by_tenant: Option<bool>,
+    pub(crate) invalidate_on: Option<StatusRule>,
+    pub(crate) sharing: Option<Sharing>,
+    pub(crate) witness: Option<Witness>,
+    pub(crate) credential_headers: Vec<HeaderName>,
+    pub(crate) cookies: Option<CookieRule>,
     pub(crate) bypass: Option<bool>,
+    pub(crate) bypass_if: Option<HeadRule>,
+    pub(crate) store_if: Option<StoreRule>,
+    pub(crate) key_parts: Vec<KeyPart>,
+    pub(crate) query: Option<QueryRule>,
     pub(crate) max_body: Option<usize>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) generation: Option<String>,
+    pub(crate) client_cache: Option<ClientCache>,
+    /// What the setters found wrong.
+    pub(crate) wrong: Vec<String>,
+}
+
+/// How long a route's answers are fresh that do not say so themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RouteTtl {
+    For(Duration),
+    UntilInvalidated,
+}
+
+impl RouteTtl {
+    /// The store cuts it to its longest lifetime.
+    pub(crate) fn duration(self) -> Duration {
+        match self {
+            Self::For(ttl) => ttl,
+            Self::UntilInvalidated => Duration::MAX,
+        }
+    }
 }
 
 /// What the answers of a route depend on.
@@ -24,36 +72,132 @@ pub(crate) enum Dependency {
     PathParameter(Domain, String),
 }
 
-/// Larger bodies are not stored, unless a route says otherwise.
-pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
+/// Who shares the answers of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    ByTenant,
+    PerPrincipal,
+    ByEveryone,
+}
+
+/// What else tells the answers of a route apart.
+#[derive(Debug, Clone)]
+pub(crate) enum KeyPart {
+    Header(HeaderName),
+    Cookie(String),
+    With(Described<KeyFn>),
+}
+
+/// Which cookies carry credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CookieRule {
+    /// All but these.
+    AllBut(Vec<Pattern>),
+    /// These alone.
+    Only(Vec<Pattern>),
+}
+
+impl CookieRule {
+    pub(crate) fn is_credential(&self, name: &[u8]) -> bool {
+        match self {
+            Self::AllBut(patterns) => !patterns.iter().any(|p| p.matches(name)),
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name)),
+        }
+    }
+}
+
+/// What browsers and other caches on the way are told about an answer that belongs to a tenant or a principal
+/// and has no `Cache-Control` of its own. Invalidation does not reach them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ClientCache {
+    /// `private, no-cache`: they may keep it and have to ask each time.
+    #[default]
+    Revalidate,
+    /// This value of `Cache-Control`.
+    Field(HeaderValue),
+    /// Nothing; what they do is up to them.
+    Unchanged,
+}
+
+pub(crate) type KeyFn = dyn Fn(&RequestHead<'_>) -> String + Send + Sync;
+type WitnessFn = dyn Fn(&Extensions) -> bool + Send + Sync;
+type HeadFn = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type StoreFn = dyn Fn(&RequestHead<'_>, &http::response::Parts) -> bool + Send + Sync;
+
+pub(crate) type Witness = Described<WitnessFn>;
+pub(crate) type StatusRule = Described<dyn Fn(StatusCode) -> bool + Send + Sync>;
+pub(crate) type HeadRule = Described<HeadFn>;
+pub(crate) type StoreRule = Described<StoreFn>;
+
+/// A closure of the application's.
+pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>);
+
+impl<F: ?Sized> Clone for Described<F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<F: ?Sized> fmt::Debug for Described<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closure")
+    }
+}
 
 impl Policy {
     /// These settings, and those of `base` where there is none here.
-    pub(crate) fn over(&self, base: &Self) -> Self {
+    pub(crate) fn over(self, base: &Self) -> Self {
         // exhaustive, so that a new setting cannot be forgotten
         let Self {
             ttl,
+            negative_ttl,
             dependencies,
+            all_tenants,
             invalidates,
-            shared_by_tenant,
+            invalidate_on,
+            sharing,
+            witness,
+            credential_headers,
+            cookies,
             bypass,
+            bypass_if,
+            store_if,
+            key_parts,
+            query,
             max_body,
-        } = self.clone();
+            namespace,
+            generation,
+            client_cache,
+            wrong,
+        } = self;
         Self {
             ttl: ttl.or(base.ttl),
-            dependencies: if dependencies.is_empty() {
-                base.dependencies.clone()
-            } else {
-                dependencies
-            },
-            invalidates: if invalidates.is_empty() {
-                base.invalidates.clone()
-            } else {
-                invalidates
-            },
-            shared_by_tenant: shared_by_tenant.or(base.shared_by_tenant),
+            negative_ttl: negative_ttl.or(base.negative_ttl),
+            dependencies: or_inherited(dependencies, &base.dependencies),
+            all_tenants: all_tenants.or(base.all_tenants),
+            invalidates: or_inherited(invalidates, &base.invalidates),
+            invalidate_on: invalidate_on.or_else(|| base.invalidate_on.clone()),
+            sharing: sharing.or(base.sharing),
+            witness: witness.or_else(|| base.witness.clone()),
+            // these only ever add: a route cannot make the engine's credentials public
+            credential_headers: base
+                .credential_headers
+                .iter()
+                .cloned()
+                .chain(credential_headers)
+                .collect(),
+            cookies: cookies.or_else(|| base.cookies.clone()),
             bypass: bypass.or(base.bypass),
+            bypass_if: bypass_if.or_else(|| base.bypass_if.clone()),
+            store_if: store_if.or_else(|| base.store_if.clone()),
+            key_parts: or_inherited(key_parts, &base.key_parts),
+            query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
+            namespace: namespace.or_else(|| base.namespace.clone()),
+            generation: generation.or_else(|| base.generation.clone()),
+            client_cache: client_cache.or_else(|| base.client_cache.clone()),
+            wrong,
         }
     }
 
@@ -61,39 +205,163 @@ impl Policy {
         self.max_body.unwrap_or(DEFAULT_MAX_BODY)
     }
 
-    /// What is wrong with the settings, each as `place: mistake; mend`.
-    pub(crate) fn mistakes(&self, place: &str) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        if self.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            mistakes.push(format!(
-                "{place}: a ttl of zero; use bypass() for a route that must not be cached"
-            ));
+    pub(crate) fn query(&self) -> &QueryRule {
+        self.query.as_ref().unwrap_or(&QueryRule::Sorted)
+    }
+
+    /// What is wrong with the settings, complete as they are with what they inherit: each `place: mistake; mend`.
+    pub(crate) fn mistakes(
+        &self,
+        place: &str,
+        tenant: Option<&Tenant>,
+        principal: Option<&Principal>,
+    ) -> Vec<String> {
+        let mut mistakes = self.wrong.clone();
+        let mut wrong = |applies: bool, text: &str| {
+            if applies {
+                mistakes.push(text.to_owned());
+            }
+        };
+        let is_zero = |ttl: Option<Duration>| ttl.is_some_and(|ttl| ttl.is_zero());
+        wrong(
+            self.ttl == Some(RouteTtl::For(Duration::ZERO)),
+            "ttl(0); use bypass() for a route that must not be cached",
+        );
+        wrong(
+            is_zero(self.negative_ttl),
+            "negative_ttl(0); leave it out, or use at least a second",
+        );
+        wrong(
+            self.ttl == Some(RouteTtl::UntilInvalidated) && self.dependencies.is_empty(),
+            "until_invalidated() without a dependency would never end; add domain(…) or entity(…)",
+        );
+        wrong(
+            self.dependencies.len() > MAX_DEPENDENCIES,
+            "more than 64 dependencies; use a domain for what changes together",
+        );
+        wrong(
+            self.sharing == Some(Sharing::ByTenant) && tenant.is_none(),
+            "shared_by_tenant() without a tenant; add tenant(Tenant::extension(…)) to the engine's builder",
+        );
+        wrong(
+            self.sharing == Some(Sharing::PerPrincipal) && principal.is_none(),
+            "per_principal() without a principal; add principal(Principal::extension(…)) to the engine's builder",
+        );
+        if let Some(tenant) = tenant.filter(|t| !t.is_witness()) {
+            let unwitnessed = self.sharing == Some(Sharing::ByTenant) && self.witness.is_none();
+            wrong(
+                unwitnessed,
+                &format!(
+                    "shared_by_tenant() with {}, which clients control: anybody could name a tenant; \
+                     use Tenant::extension(…), or add authenticated_by::<T>() with a type that the authentication layer inserts",
+                    tenant.what()
+                ),
+            );
         }
         mistakes
+            .into_iter()
+            .map(|mistake| format!("{place}: {mistake}"))
+            .collect()
     }
+
+    /// Adds names of header fields; the setter that was called is named in the mistake.
+    pub(crate) fn header_names(
+        &mut self,
+        setter: &str,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Vec<HeaderName> {
+        let mut parsed = Vec::new();
+        for name in names {
+            match HeaderName::try_from(name.as_ref()) {
+                Ok(name) => parsed.push(name),
+                Err(_) => self.wrong.push(format!(
+                    "{setter}({:?}) is no name of a header field",
+                    name.as_ref()
+                )),
+            }
+        }
+        parsed
+    }
+
+    /// Patterns; an empty list is a mistake.
+    pub(crate) fn patterns(
+        &mut self,
+        setter: &str,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Vec<Pattern> {
+        let patterns: Vec<Pattern> = names
+            .into_iter()
+            .map(|name| Pattern::new(name.as_ref()))
+            .collect();
+        if patterns.is_empty() {
+            self.wrong.push(format!(
+                "{setter}([]) names nothing; name something, or leave it out"
+            ));
+        }
+        if patterns.contains(&Pattern::Exactly(String::new())) {
+            self.wrong.push(format!("{setter}: an empty name"));
+        }
+        patterns
+    }
+}
+
+fn or_inherited<T: Clone>(own: Vec<T>, base: &[T]) -> Vec<T> {
+    if own.is_empty() { base.to_vec() } else { own }
 }
 
 /// The setters of a [`Policy`], for a type with a method `policy_mut`.
 macro_rules! policy_setters {
     () => {
         /// How long answers are fresh that do not say so themselves: those with status 200, 203, 204, 300, 301
-        /// or 308. `s-maxage` in the answer goes before it; `no-store`, `private` and `no-cache` forbid storing.
+        /// or 308.
+        ///
+        /// What the handler says at run time ([`Ttl`](crate::Ttl)) and `s-maxage` go before it; `max-age` and
+        /// `Expires` do not, since they speak to browsers. `no-store`, `private` and `no-cache` forbid storing.
         ///
         /// Defaults to nothing: only answers with explicit freshness (`s-maxage`, `max-age`, `Expires`) are
         /// stored.
         #[must_use]
         pub fn ttl(mut self, ttl: std::time::Duration) -> Self {
-            self.policy_mut().ttl = Some(ttl);
+            self.policy_mut().ttl = Some($crate::policy::RouteTtl::For(ttl));
+            self
+        }
+
+        /// Answers are fresh until something that they depend on changes. Needs a dependency
+        /// ([`domain`](Self::domain) or [`entity`](Self::entity)).
+        #[must_use]
+        pub fn until_invalidated(mut self) -> Self {
+            self.policy_mut().ttl = Some($crate::policy::RouteTtl::UntilInvalidated);
+            self
+        }
+
+        /// How long answers with status 404 or 410 are fresh that do not say so themselves (*negative caching*).
+        ///
+        /// Defaults to nothing: they are stored only with explicit freshness.
+        #[must_use]
+        pub fn negative_ttl(mut self, ttl: std::time::Duration) -> Self {
+            self.policy_mut().negative_ttl = Some(ttl);
             self
         }
 
         /// Answers depend on this domain (or scope) of the request's tenant: when it changes, they are gone.
-        /// May be called several times.
+        /// May be called several times; at most 64 dependencies.
         #[must_use]
         pub fn domain(mut self, scope: impl Into<$crate::Scope>) -> Self {
             let dependency = $crate::policy::Dependency::Scope(scope.into());
             self.policy_mut().dependencies.push(dependency);
             self
+        }
+
+        /// Answers depend on all of these: [`domain`](Self::domain) for each.
+        #[must_use]
+        pub fn domains<I>(self, scopes: I) -> Self
+        where
+            I: IntoIterator,
+            I::Item: Into<$crate::Scope>,
+        {
+            scopes
+                .into_iter()
+                .fold(self, |this, scope| this.domain(scope))
         }
 
         /// Answers depend on the entity of `domain` that the path parameter `parameter` names, of the request's
@@ -102,6 +370,13 @@ macro_rules! policy_setters {
         pub fn entity(mut self, domain: $crate::Domain, parameter: impl Into<String>) -> Self {
             let dependency = $crate::policy::Dependency::PathParameter(domain, parameter.into());
             self.policy_mut().dependencies.push(dependency);
+            self
+        }
+
+        /// Answers are computed from the data of all tenants: the route's dependencies are those of every tenant.
+        #[must_use]
+        pub fn all_tenants(mut self) -> Self {
+            self.policy_mut().all_tenants = Some(true);
             self
         }
 
@@ -117,14 +392,83 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Which answers to unsafe requests invalidate. An error or a panic of the inner service always does.
+        ///
+        /// Defaults to all but 4xx: a 5xx may come after the commit.
+        #[must_use]
+        pub fn invalidate_on(
+            mut self,
+            rule: impl Fn(http::StatusCode) -> bool + Send + Sync + 'static,
+        ) -> Self {
+            self.policy_mut().invalidate_on =
+                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+            self
+        }
+
         /// Answers to requests with credentials are shared by all requests of the same tenant.
         ///
         /// Defaults to not: whoever sends `Authorization`, `Cookie`, `Proxy-Authorization`, `X-Api-Key` or
         /// `X-Auth-Token` is answered by the inner service. Needs a tenant
-        /// ([`PgCacheBuilder::tenant`](crate::PgCacheBuilder::tenant)); without one it has no effect.
+        /// ([`PgCacheBuilder::tenant`](crate::PgCacheBuilder::tenant)) that the authentication layer vouches
+        /// for.
         #[must_use]
         pub fn shared_by_tenant(mut self) -> Self {
-            self.policy_mut().shared_by_tenant = Some(true);
+            self.policy_mut().sharing = Some($crate::policy::Sharing::ByTenant);
+            self
+        }
+
+        /// Each principal has answers of its own; a request without a principal is not cached. Needs
+        /// [`PgCacheBuilder::principal`](crate::PgCacheBuilder::principal).
+        #[must_use]
+        pub fn per_principal(mut self) -> Self {
+            self.policy_mut().sharing = Some($crate::policy::Sharing::PerPrincipal);
+            self
+        }
+
+        /// Answers are the same for everybody, whatever tenant or principal. Those to requests that the
+        /// authentication layer vouched for are shared by such requests alone; a request with credentials for
+        /// which nobody vouched is not cached.
+        #[must_use]
+        pub fn shared_by_everyone(mut self) -> Self {
+            self.policy_mut().sharing = Some($crate::policy::Sharing::ByEveryone);
+            self
+        }
+
+        /// A type that the authentication layer puts into the extensions of requests that it has authenticated:
+        /// the witness for requests with credentials, where neither tenant nor principal are one.
+        #[must_use]
+        pub fn authenticated_by<W: Clone + Send + Sync + 'static>(mut self) -> Self {
+            let present = |extensions: &http::Extensions| extensions.get::<W>().is_some();
+            self.policy_mut().witness =
+                Some($crate::policy::Described(std::sync::Arc::new(present)));
+            self
+        }
+
+        /// More fields that carry credentials.
+        #[must_use]
+        pub fn credential_headers(
+            mut self,
+            names: impl IntoIterator<Item = impl AsRef<str>>,
+        ) -> Self {
+            let names = self.policy_mut().header_names("credential_headers", names);
+            self.policy_mut().credential_headers.extend(names);
+            self
+        }
+
+        /// Cookies that carry no credentials and do not change the answer: `["theme", "_ga*"]`. Every other
+        /// cookie still counts as a credential.
+        #[must_use]
+        pub fn ignore_cookies(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            let patterns = self.policy_mut().patterns("ignore_cookies", names);
+            self.policy_mut().cookies = Some($crate::policy::CookieRule::AllBut(patterns));
+            self
+        }
+
+        /// The cookies that carry credentials; every other one is ignored, and must not change the answer.
+        #[must_use]
+        pub fn session_cookies(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            let patterns = self.policy_mut().patterns("session_cookies", names);
+            self.policy_mut().cookies = Some($crate::policy::CookieRule::Only(patterns));
             self
         }
 
@@ -135,12 +479,128 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Requests for which this holds are neither looked up nor stored.
+        #[must_use]
+        pub fn bypass_if(
+            mut self,
+            rule: impl Fn(&$crate::RequestHead<'_>) -> bool + Send + Sync + 'static,
+        ) -> Self {
+            self.policy_mut().bypass_if =
+                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+            self
+        }
+
+        /// Only answers for which this holds are stored, if nothing else forbids it.
+        #[must_use]
+        pub fn store_if(
+            mut self,
+            rule: impl Fn(&$crate::RequestHead<'_>, &http::response::Parts) -> bool
+            + Send
+            + Sync
+            + 'static,
+        ) -> Self {
+            self.policy_mut().store_if = Some($crate::policy::Described(std::sync::Arc::new(rule)));
+            self
+        }
+
+        /// Requests that differ in this field have answers of their own.
+        #[must_use]
+        pub fn key_header(mut self, name: impl AsRef<str>) -> Self {
+            let names = self.policy_mut().header_names("key_header", [name]);
+            self.policy_mut()
+                .key_parts
+                .extend(names.into_iter().map($crate::policy::KeyPart::Header));
+            self
+        }
+
+        /// Requests that differ in this cookie have answers of their own. The cookie still counts as a
+        /// credential unless [`ignore_cookies`](Self::ignore_cookies) or
+        /// [`session_cookies`](Self::session_cookies) says otherwise.
+        #[must_use]
+        pub fn key_cookie(mut self, name: impl Into<String>) -> Self {
+            self.policy_mut()
+                .key_parts
+                .push($crate::policy::KeyPart::Cookie(name.into()));
+            self
+        }
+
+        /// Requests that differ in this have answers of their own.
+        #[must_use]
+        pub fn key_with(
+            mut self,
+            part: impl Fn(&$crate::RequestHead<'_>) -> String + Send + Sync + 'static,
+        ) -> Self {
+            let part = $crate::policy::Described(
+                std::sync::Arc::new(part) as std::sync::Arc<$crate::policy::KeyFn>
+            );
+            self.policy_mut()
+                .key_parts
+                .push($crate::policy::KeyPart::With(part));
+            self
+        }
+
+        /// Members of the query that do not change the answer: `["utm_*", "fbclid"]`.
+        ///
+        /// The members that count are sorted by name; those with one name keep their order.
+        #[must_use]
+        pub fn ignore_query(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            let patterns = self.policy_mut().patterns("ignore_query", names);
+            self.policy_mut().query = Some($crate::query::QueryRule::Ignoring(patterns));
+            self
+        }
+
+        /// The members of the query that change the answer; all others are ignored.
+        #[must_use]
+        pub fn only_query(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            let patterns = self.policy_mut().patterns("only_query", names);
+            self.policy_mut().query = Some($crate::query::QueryRule::Only(patterns));
+            self
+        }
+
+        /// The query counts as it is, unsorted.
+        ///
+        /// Defaults to sorting its members by name, those with one name in the order in which they came.
+        #[must_use]
+        pub fn untouched_query(mut self) -> Self {
+            self.policy_mut().query = Some($crate::query::QueryRule::Untouched);
+            self
+        }
+
         /// The largest body that is stored, in bytes. Larger ones are passed through as they come.
         ///
         /// Defaults to 1 MiB.
         #[must_use]
         pub fn max_body(mut self, bytes: usize) -> Self {
             self.policy_mut().max_body = Some(bytes);
+            self
+        }
+
+        /// Keeps the entries of applications, or of parts of one, apart that share a schema.
+        ///
+        /// Defaults to the empty one.
+        #[must_use]
+        pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+            self.policy_mut().namespace = Some(namespace.into());
+            self
+        }
+
+        /// Keeps the entries of builds apart: a build with another generation does not read this one's answers.
+        /// `env!("CARGO_PKG_VERSION")` is a good one.
+        ///
+        /// Defaults to the empty one.
+        #[must_use]
+        pub fn generation(mut self, generation: impl Into<String>) -> Self {
+            self.policy_mut().generation = Some(generation.into());
+            self
+        }
+
+        /// What browsers and other caches on the way are told about answers that belong to a tenant or a
+        /// principal and have no `Cache-Control` of their own.
+        ///
+        /// Defaults to `private, no-cache`: invalidation does not reach them, so they have to ask each time.
+        #[must_use]
+        pub fn client_cache(mut self, client_cache: $crate::ClientCache) -> Self {
+            self.policy_mut().client_cache = Some(client_cache);
             self
         }
     };

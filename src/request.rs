@@ -4,17 +4,54 @@ use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION,
 use http::{HeaderMap, HeaderName, Request, Uri};
 use http_body::Body;
 
-/// Fields that carry credentials. What is answered to them is not for everybody.
-const CREDENTIALS: [HeaderName; 5] = [
+use crate::policy::CookieRule;
+
+/// Fields that carry credentials, besides `Cookie`. What is answered to them is not for everybody.
+const CREDENTIALS: [HeaderName; 4] = [
     AUTHORIZATION,
-    COOKIE,
     PROXY_AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-auth-token"),
 ];
 
-pub(crate) fn has_credentials(headers: &HeaderMap) -> bool {
-    CREDENTIALS.iter().any(|name| headers.contains_key(name))
+/// Whether the request carries credentials: in one of the known fields or of `more`, or in a cookie that is not
+/// known to be harmless.
+pub(crate) fn has_credentials(
+    headers: &HeaderMap,
+    more: &[HeaderName],
+    cookie_rule: Option<&CookieRule>,
+) -> bool {
+    if CREDENTIALS
+        .iter()
+        .chain(more)
+        .any(|name| headers.contains_key(name))
+    {
+        return true;
+    }
+    match cookie_rule {
+        None => headers.contains_key(COOKIE),
+        Some(rule) => cookies(headers).any(|(name, _)| rule.is_credential(name)),
+    }
+}
+
+/// RFC 6265 §5.4, as lenient as handlers are: `name=value` pairs, divided by semicolons. A pair without `=` is a
+/// name.
+pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    headers
+        .get_all(COOKIE)
+        .into_iter()
+        .flat_map(|line| line.as_bytes().split(|&b| b == b';'))
+        .map(<[u8]>::trim_ascii)
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| match pair.iter().position(|&b| b == b'=') {
+            Some(at) => (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()),
+            None => (pair, &b""[..]),
+        })
+}
+
+/// A name that says something, and that text in Postgres can hold.
+pub(crate) fn is_text_for_postgres(name: &str) -> bool {
+    !name.is_empty() && !name.contains('\0')
 }
 
 /// RFC 9110 §7.8: the request may end in another protocol.
@@ -66,15 +103,18 @@ pub(crate) fn authority(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     }
 }
 
-/// Path and query, as the client sent them.
-pub(crate) fn path_and_query(uri: &Uri) -> &str {
-    uri.path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str)
+/// The path as the client sent it, and the query as the rule leaves it.
+pub(crate) fn path_and_query(uri: &Uri, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{}?{query}", uri.path()),
+        None => uri.path().to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::query::Pattern;
 
     fn request(uri: &str, fields: &[(&str, &[u8])]) -> Request<()> {
         let mut request = Request::get(uri);
@@ -113,13 +153,15 @@ mod tests {
             "x-api-key",
             "x-auth-token",
         ] {
-            assert!(
-                has_credentials(request("/", &[(name, b"x")]).headers()),
-                "{name}"
-            );
+            let request = request("/", &[(name, b"x")]);
+            assert!(has_credentials(request.headers(), &[], None), "{name}");
         }
-        assert!(!has_credentials(
-            request("/", &[("accept", b"x")]).headers()
+        let accepts = request("/", &[("accept", b"x")]);
+        assert!(!has_credentials(accepts.headers(), &[], None));
+        assert!(has_credentials(
+            accepts.headers(),
+            &[http::header::ACCEPT],
+            None
         ));
         let upgrade: &[(&str, &[u8])] = &[
             ("connection", b"keep-alive, Upgrade"),
@@ -127,5 +169,25 @@ mod tests {
         ];
         assert!(asks_to_upgrade(request("/", upgrade).headers()));
         assert!(!asks_to_upgrade(request("/", &upgrade[1..]).headers()));
+    }
+
+    #[test]
+    fn cookies_are_credentials_unless_the_rule_says_otherwise() {
+        let carries = |value: &[u8], rule: &CookieRule| {
+            has_credentials(
+                request("/", &[("cookie", value)]).headers(),
+                &[],
+                Some(rule),
+            )
+        };
+        let ignore = CookieRule::AllBut(vec![Pattern::new("theme"), Pattern::new("_ga*")]);
+        assert!(!carries(b"theme=dark; _ga=1; _ga_X=2", &ignore));
+        assert!(carries(b"theme=dark;sid=1", &ignore));
+        assert!(carries(b"sid", &ignore), "a cookie without a value");
+        assert!(carries(b"=sid", &ignore), "a cookie without a name");
+        assert!(carries(b"\xff=1", &ignore), "a cookie that is no text");
+        let session = CookieRule::Only(vec![Pattern::new("sid")]);
+        assert!(carries(b"theme=dark; sid = 1", &session));
+        assert!(!carries(b"theme=sid; sid2=1", &session));
     }
 }

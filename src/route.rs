@@ -1,12 +1,13 @@
 //! [`Route`]: a row of the central table of routes, and the table.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::Method;
 
-use crate::policy::{Policy, policy_setters};
+use crate::policy::{Dependency, Policy, RouteTtl, policy_setters};
 
 /// A row of the central table of routes: methods, a pattern as axum writes it, and settings.
 ///
@@ -74,17 +75,29 @@ impl Route {
     }
 }
 
-type Methods = HashMap<Method, Arc<Policy>>;
+/// A row, ready to be found.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) policy: Policy,
+    /// `GET /products/{id}`.
+    pub(crate) place: String,
+    matched: AtomicBool,
+}
+
+type Methods = HashMap<Method, Row>;
 
 /// The table, ready for look-ups. Settings that a row does not have come from the engine.
-#[derive(Debug, Default)]
-pub(crate) struct RouteTable(matchit::Router<Methods>);
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    router: matchit::Router<usize>,
+    patterns: Vec<(String, Methods)>,
+}
 
 impl RouteTable {
     /// Rows without a ttl get `default_ttl`. What is wrong is pushed to `mistakes`.
     pub(crate) fn new(
         routes: Vec<Route>,
-        base: &Policy,
+        complete: impl Fn(Policy, &str) -> (Policy, Vec<String>),
         default_ttl: Duration,
         mistakes: &mut Vec<String>,
     ) -> Self {
@@ -95,10 +108,10 @@ impl RouteTable {
             policy,
         } in routes
         {
-            let place = format!("route {method} {pattern}");
-            mistakes.extend(policy.mistakes(&place));
-            let mut policy = policy.over(base);
-            policy.ttl.get_or_insert(default_ttl);
+            let place = format!("{method} {pattern}");
+            let (mut policy, wrong) = complete(policy, &format!("route {place}"));
+            mistakes.extend(wrong);
+            policy.ttl.get_or_insert(RouteTtl::For(default_ttl));
             mistakes.extend(unknown_parameters(&pattern, &policy, &place));
             let method = if method == Method::HEAD {
                 Method::GET
@@ -112,47 +125,69 @@ impl RouteTable {
                     patterns.push((pattern, Methods::new()));
                     patterns.len() - 1
                 });
-            if patterns[at].1.insert(method, Arc::new(policy)).is_some() {
+            let row = Row {
+                policy,
+                place,
+                matched: AtomicBool::new(false),
+            };
+            if let Some(twice) = patterns[at].1.insert(method, row) {
                 mistakes.push(format!(
-                    "{place}: listed twice; put its settings into one row"
+                    "route {}: listed twice; put its settings into one row",
+                    twice.place
                 ));
             }
         }
-        let mut table = matchit::Router::new();
-        for (pattern, methods) in patterns {
-            if let Err(error) = table.insert(&pattern, methods) {
-                mistakes.push(format!("route {pattern}: {error}; patterns are written as in axum: /a/{{id}}, /a/{{*rest}}"));
+        let mut router = matchit::Router::new();
+        for (i, (pattern, _)) in patterns.iter().enumerate() {
+            if let Err(error) = router.insert(pattern, i) {
+                let mend = "patterns are written as in axum: /a/{id}, /a/{*rest}";
+                mistakes.push(format!("route {pattern}: {error}; {mend}"));
             }
         }
-        Self(table)
+        Self { router, patterns }
     }
 
-    pub(crate) fn find(&self, method: &Method, path: &str) -> Option<&Arc<Policy>> {
+    pub(crate) fn find(&self, method: &Method, path: &str) -> Option<&Row> {
         let method = if method == Method::HEAD {
             &Method::GET
         } else {
             method
         };
-        self.0.at(path).ok()?.value.get(method)
+        let row = self.patterns[*self.router.at(path).ok()?.value]
+            .1
+            .get(method)?;
+        row.matched.store(true, Ordering::Relaxed);
+        Some(row)
     }
 
     /// The value of a path parameter, by the table's own pattern.
     pub(crate) fn parameter(&self, path: &str, name: &str) -> Option<String> {
-        decoded(self.0.at(path).ok()?.params.get(name)?)
+        decoded(self.router.at(path).ok()?.params.get(name)?)
+    }
+
+    /// Rows that no request has matched so far.
+    pub(crate) fn unmatched(&self) -> impl Iterator<Item = &str> {
+        let rows = self
+            .patterns
+            .iter()
+            .flat_map(|(_, methods)| methods.values());
+        rows.filter(|row| !row.matched.load(Ordering::Relaxed))
+            .map(|row| row.place.as_str())
     }
 }
 
 fn unknown_parameters(pattern: &str, policy: &Policy, place: &str) -> Vec<String> {
-    let missing = |name: &String| {
-        !pattern.contains(&format!("{{{name}}}")) && !pattern.contains(&format!("{{*{name}}}"))
+    let has = |name: &str| {
+        pattern.contains(&format!("{{{name}}}")) || pattern.contains(&format!("{{*{name}}}"))
     };
     policy
         .dependencies
         .iter()
         .filter_map(|dependency| match dependency {
-            crate::policy::Dependency::PathParameter(domain, name) if missing(name) => Some(
-                format!("{place}: entity({domain}, {name:?}), but the pattern has no {{{name}}}"),
-            ),
+            Dependency::PathParameter(domain, name) if !has(name) => Some(format!(
+                "route {place}: entity({domain}, {name:?}), but the pattern has no {{{name}}}; \
+                 name a parameter of the pattern, or use domain({domain})"
+            )),
             _ => None,
         })
         .collect()

@@ -20,6 +20,7 @@ use super::Engine;
 use super::gauge::Token;
 use crate::domain::Scope;
 use crate::error::Error;
+use crate::runtime::{CacheScope, Remarks};
 
 const MAX_OVERDUE: usize = 4096;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -145,22 +146,39 @@ async fn write_overdue(engine: &Arc<Engine>) -> Result<bool, Error> {
 #[derive(Debug)]
 pub(crate) struct ChangeGuard {
     engine: Arc<Engine>,
+    /// What the route says that such a request changes.
     scopes: Vec<Scope>,
+    /// What the handler says.
+    said: CacheScope,
+    tenant: Option<String>,
     armed: bool,
 }
 
 impl ChangeGuard {
-    pub(crate) fn armed(engine: Arc<Engine>, scopes: Vec<Scope>) -> Self {
+    /// `tenant`: of scopes that have none; `None` is every tenant.
+    pub(crate) fn armed(
+        engine: Arc<Engine>,
+        scopes: Vec<Scope>,
+        said: CacheScope,
+        tenant: Option<String>,
+    ) -> Self {
         Self {
             engine,
             scopes,
+            said,
+            tenant,
             armed: true,
         }
     }
 
-    /// Nothing has changed, or somebody else sees to it.
+    /// Somebody else sees to it.
     pub(crate) fn disarm(mut self) {
         self.armed = false;
+    }
+
+    /// The answer says that nothing has changed, but what the handler says counts.
+    pub(crate) fn only_what_is_said(&mut self) {
+        self.scopes.clear();
     }
 
     /// Adds scopes that only the answer names, writes, and returns when that is committed or overdue.
@@ -172,10 +190,21 @@ impl ChangeGuard {
     }
 
     fn spawn(&mut self) -> Option<tokio::task::JoinHandle<()>> {
-        if !std::mem::take(&mut self.armed) || self.scopes.is_empty() {
+        if !std::mem::take(&mut self.armed) || !self.engine.settings.has_database {
             return None;
         }
         let scopes = std::mem::take(&mut self.scopes);
+        let said = self.said.and(Remarks::default()).invalidates;
+        let mut scopes: Vec<Scope> = scopes
+            .into_iter()
+            .chain(said)
+            .map(|scope| scope.for_tenant(self.tenant.as_deref()))
+            .collect();
+        scopes.sort();
+        scopes.dedup();
+        if scopes.is_empty() {
+            return None;
+        }
         match Handle::try_current() {
             Ok(runtime) => Some(runtime.spawn(write(
                 self.engine.clone(),

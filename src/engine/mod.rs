@@ -45,6 +45,7 @@ use writer::Writer;
 /// What the builder decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    pub(crate) has_database: bool,
     pub(crate) lookup_deadline: Duration,
     pub(crate) store_deadline: Duration,
     /// How long a mutating request waits for its invalidation.
@@ -73,6 +74,17 @@ pub(crate) struct Engine {
     writes: Health,
     stats: Counters,
     closed: AtomicBool,
+    enabled: AtomicBool,
+}
+
+/// What is active, as [`PgCache::capabilities`](crate::PgCache::capabilities) found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Whether there is a database at all; not for [`PgCache::disabled`](crate::PgCache::disabled).
+    pub database: bool,
+    /// Whether the tables survive a crash of the server.
+    pub durable: bool,
 }
 
 /// A stored answer, ready to be sent.
@@ -110,11 +122,15 @@ impl Engine {
             writes: Health::new("writing to the cache"),
             stats: Counters::default(),
             closed: AtomicBool::new(false),
+            enabled: AtomicBool::new(true),
         })
     }
 
     /// Looks for an entry. Takes at most the lookup deadline.
     pub(crate) async fn ask(self: &Arc<Self>, key: Key) -> Asked {
+        if !self.settings.has_database || !self.enabled.load(Ordering::Relaxed) {
+            return Asked::Unusable(Bypass::Disabled);
+        }
         if self.is_closed() || Handle::try_current().is_err() {
             return Asked::Unusable(Bypass::Closed);
         }
@@ -184,6 +200,9 @@ impl Engine {
     }
 
     async fn prepare(self: &Arc<Self>, migrate: bool) -> Result<(), Error> {
+        if !self.settings.has_database {
+            return Ok(());
+        }
         let creation = migrate.then_some(Creation {
             durable: self.settings.durable,
         });
@@ -196,7 +215,9 @@ impl Engine {
 
     /// Invalidates now; the caller gets to know.
     pub(crate) async fn invalidate(self: &Arc<Self>, scopes: Vec<Scope>) -> Result<(), Error> {
-        self.usable().await?;
+        if !self.usable().await? {
+            return Ok(());
+        }
         self.store
             .invalidate(scopes, self.settings.store_deadline)
             .await?;
@@ -205,18 +226,37 @@ impl Engine {
     }
 
     pub(crate) async fn clear(self: &Arc<Self>) -> Result<(), Error> {
-        self.usable().await?;
+        if !self.usable().await? {
+            return Ok(());
+        }
         self.store.clear(self.settings.store_deadline).await
     }
 
     pub(crate) async fn cleanup(self: &Arc<Self>) -> Result<Cleaned, Error> {
-        self.usable().await?;
+        if !self.usable().await? {
+            return Ok(Cleaned {
+                entries: 0,
+                log_rows: 0,
+            });
+        }
         housekeeping::sweep(self).await
     }
 
-    async fn usable(self: &Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn capabilities(self: &Arc<Self>) -> Result<Capabilities, Error> {
+        let database = self.usable().await?;
+        let durable = database && self.store.is_durable(self.settings.store_deadline).await?;
+        Ok(Capabilities { database, durable })
+    }
+
+    pub(crate) fn set_enabled(&self, on: bool) {
+        self.enabled.store(on, Ordering::Relaxed);
+    }
+
+    /// False if there is no database, and so nothing to do.
+    async fn usable(self: &Arc<Self>) -> Result<bool, Error> {
         self.refuse_if_closed()?;
-        self.readiness.ensure(self).await
+        self.readiness.ensure(self).await?;
+        Ok(self.settings.has_database)
     }
 
     /// Waits until nothing is left to write.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts since the engine was built, of this instance.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Requests answered from the cache.
@@ -21,6 +21,10 @@ pub struct Stats {
     pub invalidations: u64,
     /// Accesses to the store that failed or were too slow.
     pub errors: u64,
+    /// Layers, by the place in the source where they were made, that no request has met.
+    pub unused_layers: Vec<String>,
+    /// Rows of tables of routes that no request has matched.
+    pub unmatched_routes: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +66,8 @@ impl Counters {
             dropped: read(dropped),
             invalidations: read(invalidations),
             errors: read(errors),
+            unused_layers: Vec::new(),
+            unmatched_routes: Vec::new(),
         }
     }
 }

@@ -18,10 +18,18 @@ pub enum Bypass {
     Method,
     /// The route says so.
     Route,
+    /// The route's `bypass_if` says so.
+    Condition,
+    /// The settings of the layer are wrong; the log says how.
+    Misconfigured,
     /// The request carries credentials and the route does not say who shares its answers.
     Credentials,
+    /// The request carries credentials and nobody has vouched for it.
+    NoWitness,
     /// A tenant is configured and the request has none.
     NoTenant,
+    /// The route's answers are per principal and the request has none.
+    NoPrincipal,
     /// A path parameter that the route depends on is missing from the path.
     NoEntity,
     /// `Host` is missing its meaning: not text, or given several times.
@@ -32,6 +40,8 @@ pub enum Bypass {
     Body,
     /// The cache was closed, or runs outside a Tokio runtime.
     Closed,
+    /// The cache is switched off.
+    Disabled,
     /// The store is not reachable, not ready or too slow.
     Store,
 }
@@ -43,15 +53,55 @@ impl Bypass {
         match self {
             Self::Method => "method",
             Self::Route => "route",
+            Self::Condition => "bypass-if",
+            Self::Misconfigured => "misconfigured",
             Self::Credentials => "credentials",
+            Self::NoWitness => "no-witness",
             Self::NoTenant => "no-tenant",
+            Self::NoPrincipal => "no-principal",
             Self::NoEntity => "no-entity",
             Self::Authority => "authority",
             Self::Upgrade => "upgrade",
             Self::Body => "body",
             Self::Closed => "closed",
+            Self::Disabled => "disabled",
             Self::Store => "store",
         }
+    }
+
+    /// What would change it, where it may come as a surprise.
+    pub(crate) const fn mend(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Credentials => {
+                "the request carries credentials; say who shares the answers of the route: shared_by_tenant(), \
+                 per_principal() or shared_by_everyone() (cookies: ignore_cookies([…]) or session_cookies([…]))"
+            }
+            Self::NoWitness => {
+                "the request carries credentials and nobody has vouched for it: in axum the layer added last runs \
+                 first, so add the cache before the authentication layer"
+            }
+            Self::NoTenant => {
+                "the request has no tenant: in axum the layer added last runs first, so add the cache before the \
+                 layer that finds out the tenant; where all tenants have the same answers, say shared_by_everyone()"
+            }
+            Self::NoPrincipal => {
+                "the request has no principal: in axum the layer added last runs first, so add the cache before the \
+                 authentication layer"
+            }
+            Self::NoEntity => {
+                "a path parameter that entity(…) names is not in the path; use a parameter of the route"
+            }
+            Self::Method
+            | Self::Route
+            | Self::Condition
+            | Self::Misconfigured
+            | Self::Authority
+            | Self::Upgrade
+            | Self::Body
+            | Self::Closed
+            | Self::Disabled
+            | Self::Store => return None,
+        })
     }
 }
 

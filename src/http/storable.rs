@@ -2,9 +2,10 @@
 //!
 //! 1. What forbids: `no-store`, `private`, `no-cache`, `Set-Cookie`, `Vary`, a status that is partial, not final
 //!    or about this very request, an event stream or another body without an end.
-//! 2. How long: `s-maxage`, else the route's `ttl`, else `max-age`, else `Expires`. `max-age=0` speaks to
-//!    browsers and does not override a route's `ttl`.
-//! 3. A route's `ttl` applies to 200, 203, 204, 300, 301 and 308; every other status needs freshness of its own.
+//! 2. How long: what the handler said at run time, else `s-maxage`, else the route's, else `max-age`, else
+//!    `Expires`. `max-age=0` speaks to browsers and does not override a route's `ttl`.
+//! 3. A route's `ttl` applies to 200, 203, 204, 300, 301 and 308, its `negative_ttl` to 404 and 410; every other
+//!    status needs freshness of its own.
 //! 4. `Age` counts as time already spent.
 
 use std::time::{Duration, SystemTime};
@@ -49,8 +50,10 @@ pub enum NotStored {
     Head,
     /// The body is larger than `max_body`.
     TooLarge,
-    /// The route or the layer is set to bypass.
-    NotSettled,
+    /// The route's `store_if` says no.
+    Condition,
+    /// More than 64 scopes that the answer depends on.
+    TooManyDependencies,
 }
 
 impl NotStored {
@@ -69,23 +72,61 @@ impl NotStored {
             Self::Stale => "already-stale",
             Self::Head => "head",
             Self::TooLarge => "too-large",
-            Self::NotSettled => "outer-layer",
+            Self::Condition => "store-if",
+            Self::TooManyDependencies => "too-many-dependencies",
         }
     }
+
+    /// What would change it.
+    pub(crate) const fn mend(self) -> &'static str {
+        match self {
+            Self::NoStore => {
+                "the answer (or its handler) says no-store; leave that out if others may have it"
+            }
+            Self::Private => {
+                "the answer says private; leave that out, and say who shares it (shared_by_tenant, per_principal)"
+            }
+            Self::NoCache => {
+                "the answer says no-cache; say max-age=0 instead if only browsers are to ask again"
+            }
+            Self::SetCookie => "set cookies in answers of their own, or add bypass() to the route",
+            Self::Vary => {
+                "leave out Vary, and add key_header(…) for the fields that change the answer"
+            }
+            Self::Status => "the status is about one request and cannot be shared",
+            Self::Stream => "a body without an end cannot be stored; add bypass() to the route",
+            Self::NoFreshness => {
+                "add ttl(…) (for 404 and 410: negative_ttl(…)), or Cache-Control: s-maxage=… to the answer"
+            }
+            Self::Stale => "the answer says that it is stale already; give it a longer s-maxage",
+            Self::Head => "a GET stores what later HEAD requests are answered from",
+            Self::TooLarge => "raise max_body(…), or add bypass() to the route",
+            Self::Condition => "the route's store_if says no",
+            Self::TooManyDependencies => "depend on a domain instead of on its entities",
+        }
+    }
+}
+
+/// What the route and the handler say about freshness.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lifetimes {
+    pub(crate) at_run_time: Option<Duration>,
+    pub(crate) route: Option<Duration>,
+    pub(crate) negative: Option<Duration>,
 }
 
 /// Whether the answer to a GET may be stored. `now` is only held against the answer's own `Expires`, and
 /// therefore comes from the clock that the handler used.
 pub(crate) fn judge(
     head: &response::Parts,
-    route_ttl: Option<Duration>,
+    lifetimes: Lifetimes,
     now: SystemTime,
 ) -> Result<Freshness, NotStored> {
     let directives = CacheControl::of(&head.headers);
     if let Some(veto) = veto(head, &directives) {
         return Err(veto);
     }
-    let lifetime = lifetime(head, &directives, route_ttl, now).ok_or(NotStored::NoFreshness)?;
+    let lifetime = lifetime(head, &directives, lifetimes, now).ok_or(NotStored::NoFreshness)?;
     let age = age(&head.headers);
     match lifetime.checked_sub(age) {
         Some(remaining) if !remaining.is_zero() => Ok(Freshness { remaining, age }),
@@ -136,21 +177,21 @@ fn is_endless(headers: &HeaderMap) -> bool {
 fn lifetime(
     head: &response::Parts,
     directives: &CacheControl,
-    route_ttl: Option<Duration>,
+    lifetimes: Lifetimes,
     now: SystemTime,
 ) -> Option<Duration> {
     let seconds = Duration::from_secs;
-    let route_ttl = route_ttl.filter(|_| ttl_applies_to(head.status));
-    directives
-        .s_maxage
-        .map(seconds)
-        .or(route_ttl)
+    let by_route = match head.status.as_u16() {
+        200 | 203 | 204 | 300 | 301 | 308 => lifetimes.route,
+        404 | 410 => lifetimes.negative,
+        _ => None,
+    };
+    lifetimes
+        .at_run_time
+        .or(directives.s_maxage.map(seconds))
+        .or(by_route)
         .or(directives.max_age.map(seconds))
         .or_else(|| expires(&head.headers, now))
-}
-
-fn ttl_applies_to(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308)
 }
 
 /// RFC 9111 §5.3: `Expires` minus `Date`; an invalid date is in the past.
@@ -195,7 +236,15 @@ mod tests {
         }
         let (head, ()) = response.body(()).expect("a head").into_parts();
         let now = httpdate::parse_http_date(NOW).expect("a date");
-        judge(&head, ttl, now).map(|f| f.remaining.as_secs())
+        judge(
+            &head,
+            Lifetimes {
+                route: ttl,
+                ..Lifetimes::default()
+            },
+            now,
+        )
+        .map(|f| f.remaining.as_secs())
     }
 
     #[test]

@@ -82,3 +82,17 @@ where
         Source::get(self.pool.get_or_init(&self.build))
     }
 }
+
+/// There is no database.
+pub(crate) struct Nowhere;
+
+impl Source for Nowhere {
+    fn get(&self) -> Getting<'_> {
+        Box::pin(async {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "this cache has no database",
+            ))
+        })
+    }
+}

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-pub(crate) use connection::{Connection, Lazy, Source};
+pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use lookup::Lookup;
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;

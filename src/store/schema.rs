@@ -59,6 +59,7 @@ pub(super) struct Sql {
     pub(super) claim_housekeeping: String,
     pub(super) entry_pages: String,
     pub(super) delete_expired: String,
+    is_durable: String,
     renew_epoch: String,
     version: String,
 }
@@ -77,6 +78,9 @@ impl Sql {
             claim_housekeeping: sql(include_str!("sql/claim_housekeeping.sql")),
             entry_pages: sql(include_str!("sql/entry_pages.sql")),
             delete_expired: sql(include_str!("sql/delete_expired.sql")),
+            is_durable: sql(
+                "SELECT relpersistence = 'p' FROM pg_class WHERE oid = 'pgcache.entry'::regclass",
+            ),
             renew_epoch: sql("SELECT pgcache.renew_epoch()"),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
         }
@@ -110,6 +114,20 @@ impl Store {
                 migrate(client, &store.sql, creation).await?;
             }
             renew_epoch(client, &store.sql).await
+        })
+        .await
+    }
+}
+
+impl Store {
+    /// Whether the tables are LOGGED.
+    pub(crate) async fn is_durable(self: &Arc<Self>, within: Duration) -> Result<bool, Error> {
+        self.run(within, |store, mut connection| async move {
+            Ok(connection
+                .client()
+                .query_typed_one(&store.sql.is_durable, &[])
+                .await?
+                .try_get(0)?)
         })
         .await
     }

@@ -1,0 +1,113 @@
+//! The query's part in the key.
+//!
+//! 1. By default, members are sorted by name; members with one name keep their order, which usually matters.
+//! 2. Members may be left out, by name, or only some kept. A query that loses all its members is none.
+//! 3. Names are compared as the client sent them: `%61` is not `a`. That costs a hit at most.
+
+use std::borrow::Cow;
+
+/// How the query enters the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum QueryRule {
+    Sorted,
+    Ignoring(Vec<Pattern>),
+    Only(Vec<Pattern>),
+    Untouched,
+}
+
+/// A name, or the beginning of names: `utm_*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pattern {
+    Exactly(String),
+    BeginningWith(String),
+}
+
+impl Pattern {
+    pub(crate) fn new(text: &str) -> Self {
+        match text.strip_suffix('*') {
+            Some(beginning) => Self::BeginningWith(beginning.to_owned()),
+            None => Self::Exactly(text.to_owned()),
+        }
+    }
+
+    pub(crate) fn matches(&self, name: &[u8]) -> bool {
+        match self {
+            Self::Exactly(text) => name == text.as_bytes(),
+            Self::BeginningWith(beginning) => name.starts_with(beginning.as_bytes()),
+        }
+    }
+}
+
+impl QueryRule {
+    pub(crate) fn apply<'q>(&self, query: Option<&'q str>) -> Option<Cow<'q, str>> {
+        let query = query?;
+        let kept = |name: &str| match self {
+            Self::Sorted | Self::Untouched => true,
+            Self::Ignoring(patterns) => !patterns.iter().any(|p| p.matches(name.as_bytes())),
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name.as_bytes())),
+        };
+        if *self == Self::Untouched {
+            return Some(Cow::Borrowed(query));
+        }
+        let all: Vec<&str> = query.split('&').collect();
+        let mut members: Vec<&str> = all
+            .iter()
+            .copied()
+            .filter(|member| kept(name(member)))
+            .collect();
+        let nothing_left_out = members.len() == all.len();
+        if nothing_left_out && members.is_sorted_by_key(|member| name(member)) {
+            return Some(Cow::Borrowed(query));
+        }
+        members.sort_by_key(|member| name(member)); // stable
+        (!members.is_empty()).then(|| Cow::Owned(members.join("&")))
+    }
+}
+
+fn name(member: &str) -> &str {
+    member.split('=').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(rule: &QueryRule, query: &str) -> Option<String> {
+        rule.apply(Some(query)).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn sorting_keeps_the_order_within_a_name() {
+        let sorted = |q: &str| applied(&QueryRule::Sorted, q).unwrap_or_default();
+        assert_eq!(sorted("b=1&a=2&b=0"), "a=2&b=1&b=0");
+        assert_eq!(sorted("b&a"), "a&b");
+        assert_eq!(sorted(""), "");
+        assert_eq!(sorted("a=2&a=1"), "a=2&a=1");
+        assert_ne!(sorted("ab=1"), sorted("a=b1"));
+        for query in ["b=1&a=2&b=0", "&&a", "=&a=&=b"] {
+            assert_eq!(sorted(&sorted(query)), sorted(query), "idempotent: {query}");
+        }
+        assert_eq!(QueryRule::Sorted.apply(None), None);
+    }
+
+    #[test]
+    fn members_are_left_out_by_name() {
+        let ignoring = QueryRule::Ignoring(vec![Pattern::new("utm_*"), Pattern::new("fbclid")]);
+        assert_eq!(
+            applied(&ignoring, "b=1&utm_source=x&a=2&fbclid=y").as_deref(),
+            Some("a=2&b=1")
+        );
+        assert_eq!(applied(&ignoring, "utm_source=x"), None);
+        assert_eq!(
+            applied(&ignoring, "xutm_a=1&fbclid2=1").as_deref(),
+            Some("fbclid2=1&xutm_a=1")
+        );
+        let only = QueryRule::Only(vec![Pattern::new("page")]);
+        assert_eq!(applied(&only, "b=1&page=2").as_deref(), Some("page=2"));
+        assert_eq!(applied(&only, "b=1"), None);
+        assert_eq!(
+            applied(&QueryRule::Untouched, "b&a").as_deref(),
+            Some("b&a")
+        );
+    }
+}
