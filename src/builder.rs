@@ -95,6 +95,7 @@ impl<T> PgCacheBuilder<T> {
             default_ttl: Duration::from_secs(300),
             settings: Settings {
                 has_database: true,
+                drops_schema: false,
                 lookup_deadline: Duration::from_millis(100),
                 store_deadline: Duration::from_secs(5),
                 change_deadline: Duration::from_secs(2),
@@ -339,6 +340,13 @@ impl PgCacheBuilder<PgCache> {
 
     pub(crate) fn with_defaults(self) -> PgCache {
         self.assemble(&SchemaName::default())
+    }
+
+    /// With a schema of its own, which is dropped when the cache is closed.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn ephemeral(mut self, schema: &SchemaName) -> PgCache {
+        self.settings.drops_schema = true;
+        self.assemble(schema)
     }
 }
 

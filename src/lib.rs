@@ -15,6 +15,8 @@
 //!
 //! - `axum` (default): the layer knows axum's `OriginalUri` and `MatchedPath`, so that nested routers and path
 //!   parameters are understood.
+//! - `test-util`: `PgCache::ephemeral`, `test::expire`, `assert_hit!` and `assert_miss!`, for the tests of
+//!   applications.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs)]
 
@@ -40,6 +42,8 @@ mod runtime;
 mod service;
 mod store;
 mod tenant;
+#[cfg(feature = "test-util")]
+pub mod test;
 
 pub use self::http::cache_status::Bypass;
 pub use self::http::storable::NotStored;

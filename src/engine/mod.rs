@@ -46,6 +46,8 @@ use writer::Writer;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) has_database: bool,
+    /// When the cache is closed.
+    pub(crate) drops_schema: bool,
     pub(crate) lookup_deadline: Duration,
     pub(crate) store_deadline: Duration,
     /// How long a mutating request waits for its invalidation.
@@ -265,7 +267,7 @@ impl Engine {
     }
 
     /// Stops. What is queued is written first, for as long as the store deadline.
-    pub(crate) async fn close(&self) {
+    pub(crate) async fn close(self: &Arc<Self>) {
         self.closed.store(true, Ordering::Release);
         if timeout(self.settings.store_deadline, self.settled())
             .await
@@ -276,6 +278,25 @@ impl Engine {
             );
         }
         self.housekeeper.stop();
+        if self.settings.drops_schema {
+            if let Err(error) = self.store.drop_schema(self.settings.store_deadline).await {
+                tracing::warn!(%error, "the schema of an ephemeral cache could not be dropped");
+            }
+        }
+    }
+
+    #[cfg(feature = "test-util")]
+    pub(crate) async fn expire(
+        self: &Arc<Self>,
+        authority: Option<String>,
+        path: String,
+    ) -> Result<(), Error> {
+        if self.usable().await? {
+            self.store
+                .expire(authority, path, self.settings.store_deadline)
+                .await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -26,6 +26,14 @@ pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SchemaName(String);
 
+#[cfg(feature = "test-util")]
+impl SchemaName {
+    /// `suffix` has digits, small letters and underscores.
+    pub(crate) fn unique(suffix: &str) -> Self {
+        Self(format!("pgcache_{suffix}"))
+    }
+}
+
 impl Default for SchemaName {
     fn default() -> Self {
         Self("pgcache".to_owned())
@@ -60,6 +68,9 @@ pub(super) struct Sql {
     pub(super) entry_pages: String,
     pub(super) delete_expired: String,
     is_durable: String,
+    #[cfg(feature = "test-util")]
+    expire: String,
+    drop_schema: String,
     renew_epoch: String,
     version: String,
 }
@@ -81,6 +92,11 @@ impl Sql {
             is_durable: sql(
                 "SELECT relpersistence = 'p' FROM pg_class WHERE oid = 'pgcache.entry'::regclass",
             ),
+            #[cfg(feature = "test-util")]
+            expire: sql(
+                "UPDATE pgcache.entry SET expires_at = clock_timestamp() WHERE path = $2 AND authority = coalesce($1, authority)",
+            ),
+            drop_schema: format!("DROP SCHEMA \"{schema}\" CASCADE"),
             renew_epoch: sql("SELECT pgcache.renew_epoch()"),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
         }
@@ -128,6 +144,39 @@ impl Store {
                 .query_typed_one(&store.sql.is_durable, &[])
                 .await?
                 .try_get(0)?)
+        })
+        .await
+    }
+}
+
+impl Store {
+    pub(crate) async fn drop_schema(self: &Arc<Self>, within: Duration) -> Result<(), Error> {
+        self.run(within, |store, mut connection| async move {
+            Ok(connection
+                .client()
+                .batch_execute(&store.sql.drop_schema)
+                .await?)
+        })
+        .await
+    }
+
+    /// Lets what is stored for a path expire: at one authority, or at all.
+    #[cfg(feature = "test-util")]
+    pub(crate) async fn expire(
+        self: &Arc<Self>,
+        authority: Option<String>,
+        path: String,
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.run(within, move |store, mut connection| async move {
+            let transaction = write_transaction(connection.client()).await?;
+            transaction
+                .execute_typed(
+                    &store.sql.expire,
+                    &[(&authority, Type::TEXT), (&path, Type::TEXT)],
+                )
+                .await?;
+            Ok(transaction.commit().await?)
         })
         .await
     }
