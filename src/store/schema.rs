@@ -15,6 +15,7 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 use super::{Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The scripts that lead from each version to the next. A published script never changes.
 const MIGRATIONS: [&str; 1] = [include_str!("sql/migrate_1.sql")];
@@ -77,7 +78,9 @@ impl Sql {
             claim_housekeeping: sql(include_str!("sql/claim_housekeeping.sql")),
             entry_pages: sql(include_str!("sql/entry_pages.sql")),
             delete_expired: sql(include_str!("sql/delete_expired.sql")),
-            renew_epoch: sql("SELECT pgcache.renew_epoch()"),
+            renew_epoch: sql(
+                "SELECT pgcache.renew_epoch(), current_setting('default_transaction_isolation') = 'read committed'",
+            ),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
         }
     }
@@ -109,7 +112,7 @@ impl Store {
                 };
                 migrate(client, &store.sql, creation).await?;
             }
-            renew_epoch(client, &store.sql).await
+            renew_epoch(client, &store).await
         })
         .await
     }
@@ -226,13 +229,16 @@ async fn create_empty(transaction: &Transaction<'_>, sql: &Sql) -> Result<(), Er
     Ok(transaction.batch_execute(&in_schema(table, schema)).await?)
 }
 
-async fn renew_epoch(client: &mut Client, sql: &Sql) -> Result<(), Error> {
+async fn renew_epoch(client: &mut Client, store: &Store) -> Result<(), Error> {
     let transaction = write_transaction(client).await?;
-    let good: bool = transaction
-        .query_typed_one(&sql.renew_epoch, &[])
-        .await?
-        .try_get(0)?;
+    let row = transaction
+        .query_typed_one(&store.sql.renew_epoch, &[])
+        .await?;
+    let (good, read_committed): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     transaction.commit().await?;
+    store
+        .read_committed
+        .store(read_committed, Ordering::Relaxed);
     if good {
         return Ok(());
     }
