@@ -139,6 +139,10 @@ fn mismatch(schema: &str, found: Option<i32>) -> Error {
         None => format!(
             "there is no schema \"{schema}\": let the cache create it (auto_migrate), or call migrate() with a role that may"
         ),
+        Some(v) if v < 1 => format!(
+            "schema \"{schema}\" has the unknown version {v}: its table \"migration\" is empty or not the cache's; \
+             drop the schema, or give the cache one of its own (schema(\"…\"))"
+        ),
         Some(v) if v < VERSION => format!(
             "schema \"{schema}\" has version {v}, older than {VERSION}: call migrate() with a role that may change it"
         ),
@@ -165,7 +169,7 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
         .await?;
     let found = version_in(&transaction, sql).await?;
     match found {
-        Some(v) if v > VERSION => return Err(mismatch(&sql.schema, found)),
+        Some(v) if !(1..=VERSION).contains(&v) => return Err(mismatch(&sql.schema, found)),
         Some(_) => {}
         None => create_empty(&transaction, sql).await?,
     }
