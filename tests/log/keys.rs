@@ -20,7 +20,7 @@ const PRODUCT: Domain = domain!("product");
 /// Whether "any" or one.
 type Part = Option<&'static str>;
 
-fn meets<T: PartialEq>(dependency: Option<T>, change: Option<T>) -> bool {
+fn meets<T: PartialEq + Copy>(dependency: Option<T>, change: Option<T>) -> bool {
     dependency.is_none() || change.is_none() || dependency == change
 }
 

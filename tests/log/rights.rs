@@ -112,7 +112,7 @@ async fn a_name_that_is_no_domain_is_refused_with_the_rule() {
     assert!(keys(&sql).await.is_empty());
 }
 
-/// Functions, operators, types and tables of the caller's, before the real ones in its search_path.
+/// Functions, operators, types and tables of the caller's, before the real ones in its `search_path`.
 const TRAPS: &str = "
     CREATE FUNCTION $schema.trap() RETURNS void LANGUAGE plpgsql
         AS $$ BEGIN RAISE EXCEPTION 'trapped as %', current_user; END $$;
