@@ -269,3 +269,57 @@ async fn two_scopes_of_one_transaction_are_both_recorded_whatever_their_hashes()
         2
     );
 }
+
+/// Makes the one entry depend on the whole domain.
+async fn depend_on_product(sql: &Client) {
+    let update =
+        "UPDATE pgcache.entry SET probes = ARRAY[pgcache.scope_key('d', 'product', '+', '+')]";
+    sql.batch_execute(update).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fold_keeps_what_a_conservative_snapshot_may_not_see() {
+    let database = database_with_schema().await;
+    let sql = database.connect().await;
+    let (lower, open) = (database.connect().await, database.connect().await);
+    lower
+        .batch_execute("BEGIN; SELECT pgcache.invalidate('product')")
+        .await
+        .unwrap();
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()")
+        .await
+        .unwrap();
+    change(&sql, "higher").await;
+    sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
+    lower.batch_execute("COMMIT").await.unwrap();
+    sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
+    // as a replica gives it: sees the lower one, which was folded last, and not the higher one
+    let row = sql.query_one(
+        "SELECT format('%1$s:%1$s:', pg_snapshot_xmin(pg_current_snapshot()))",
+        &[],
+    );
+    let conservative: String = row.await.unwrap().get(0);
+    enter(&sql, "answer", &conservative).await;
+    depend_on_product(&sql).await;
+    assert!(!is_valid(&sql, "answer").await);
+}
+
+#[tokio::test]
+async fn a_fold_of_more_transactions_than_it_can_name_forgets_none() {
+    let database = database_with_schema().await;
+    let (sql, oldest) = (database.connect().await, database.connect().await);
+    oldest
+        .batch_execute("BEGIN; SELECT pgcache.invalidate('product')")
+        .await
+        .unwrap();
+    for entity in 0..70 {
+        change(&sql, &entity.to_string()).await;
+    }
+    // sees all but the oldest
+    enter(&sql, "answer", &snapshot(&sql).await).await;
+    depend_on_product(&sql).await;
+    assert!(is_valid(&sql, "answer").await);
+    oldest.batch_execute("COMMIT").await.unwrap();
+    sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
+    assert!(!is_valid(&sql, "answer").await);
+}
