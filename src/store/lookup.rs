@@ -81,8 +81,6 @@ impl Store {
             .query_typed(&self.sql.lookup, &parameters)
             .await?;
         transaction.commit().await?;
-        // it is READ COMMITTED in here only
-        self.read_committed.store(false, Ordering::Relaxed);
         Ok(rows)
     }
 }

@@ -45,7 +45,8 @@ pub(crate) struct Origin {
 pub(crate) struct Store {
     source: Box<dyn Source>,
     sql: Sql,
-    /// Whether a statement of its own runs as READ COMMITTED here; lookups find out.
+    /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
+    /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
 }
 

@@ -15,6 +15,7 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 use super::{Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The scripts that lead from each version to the next. A published script never changes.
 const MIGRATIONS: [&str; 1] = [include_str!("sql/migrate_1.sql")];
@@ -97,7 +98,9 @@ impl Sql {
                 "UPDATE pgcache.entry SET expires_at = clock_timestamp() WHERE path = $2 AND authority = coalesce($1, authority)",
             ),
             drop_schema: format!("DROP SCHEMA \"{schema}\" CASCADE"),
-            renew_epoch: sql("SELECT pgcache.renew_epoch()"),
+            renew_epoch: sql(
+                "SELECT pgcache.renew_epoch(), current_setting('default_transaction_isolation') = 'read committed'",
+            ),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
         }
     }
@@ -129,7 +132,7 @@ impl Store {
                 };
                 migrate(client, &store.sql, creation).await?;
             }
-            renew_epoch(client, &store.sql).await
+            renew_epoch(client, &store).await
         })
         .await
     }
@@ -203,6 +206,10 @@ fn mismatch(schema: &str, found: Option<i32>) -> Error {
         None => format!(
             "there is no schema \"{schema}\": let the cache create it (auto_migrate), or call migrate() with a role that may"
         ),
+        Some(v) if v < 1 => format!(
+            "schema \"{schema}\" has the unknown version {v}: its table \"migration\" is empty or not the cache's; \
+             drop the schema, or give the cache one of its own (schema(\"…\"))"
+        ),
         Some(v) if v < VERSION => format!(
             "schema \"{schema}\" has version {v}, older than {VERSION}: call migrate() with a role that may change it"
         ),
@@ -229,7 +236,7 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
         .await?;
     let found = version_in(&transaction, sql).await?;
     match found {
-        Some(v) if v > VERSION => return Err(mismatch(&sql.schema, found)),
+        Some(v) if !(1..=VERSION).contains(&v) => return Err(mismatch(&sql.schema, found)),
         Some(_) => {}
         None => create_empty(&transaction, sql).await?,
     }
@@ -293,13 +300,16 @@ async fn create_empty(transaction: &Transaction<'_>, sql: &Sql) -> Result<(), Er
     Ok(transaction.batch_execute(&in_schema(table, schema)).await?)
 }
 
-async fn renew_epoch(client: &mut Client, sql: &Sql) -> Result<(), Error> {
+async fn renew_epoch(client: &mut Client, store: &Store) -> Result<(), Error> {
     let transaction = write_transaction(client).await?;
-    let good: bool = transaction
-        .query_typed_one(&sql.renew_epoch, &[])
-        .await?
-        .try_get(0)?;
+    let row = transaction
+        .query_typed_one(&store.sql.renew_epoch, &[])
+        .await?;
+    let (good, read_committed): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     transaction.commit().await?;
+    store
+        .read_committed
+        .store(read_committed, Ordering::Relaxed);
     if good {
         return Ok(());
     }

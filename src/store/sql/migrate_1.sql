@@ -29,7 +29,7 @@ CREATE UNLOGGED TABLE pgcache.incarnation (
 );
 
 -- The log. One row per scope and transaction; nobody but the transaction itself can have its xid, so no
--- two transactions ever meet in this index.
+-- two transactions ever meet in this index. (Of all keys: two scopes with one hash have other summaries.)
 CREATE /*persistence*/ TABLE pgcache.invalidation (
     xid    xid8        NOT NULL,
     keys   bigint[]    NOT NULL,             -- pgcache.invalidation_keys(kind, name, tenant, entity)
@@ -39,7 +39,7 @@ CREATE /*persistence*/ TABLE pgcache.invalidation (
     entity text,                             -- null: every entity
     at     timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE UNIQUE INDEX invalidation_xid ON pgcache.invalidation (xid, (keys[1]));
+CREATE UNIQUE INDEX invalidation_xid ON pgcache.invalidation (xid, keys);
 
 -- The folded log: for every key the transactions that changed it last (see pgcache.fold).
 CREATE /*persistence*/ TABLE pgcache.changed (
@@ -134,7 +134,7 @@ BEGIN
     RETURN QUERY
     SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
            extract(epoch FROM clock_timestamp())::float8,
-           current_setting('transaction_isolation') = 'read committed',
+           current_setting('default_transaction_isolation') = 'read committed',
            e.key, e.checksum, e.head, e.body, e.probes,
            extract(epoch FROM clock_timestamp() - e.born_at)::float8,
            extract(epoch FROM e.expires_at - clock_timestamp())::float8
@@ -277,6 +277,8 @@ $$;
 -- in `changed` was. So whoever sees one of the new ones is later than F and sees all of the old ones, and
 -- these may go. (An old one with a larger xid than a new one stays: a snapshot of a replica, taken as
 -- `xmin:xmin:`, may see the new one and not the old one.)
+-- The caller's own changes are left for the next fold: others may follow in its transaction, which its own
+-- snapshot would count as seen, hence as folded.
 -- Of more than 64 new ones the largest 64 are kept, and `since` says that there are others between: a
 -- snapshot with a transaction in progress in that range counts as if it did not see them.
 CREATE FUNCTION pgcache.fold() RETURNS bigint
@@ -285,6 +287,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     previous pg_snapshot;
+    own      xid8;
     rows     bigint;
 BEGIN
     PERFORM pgcache.require_read_committed();
@@ -292,13 +295,14 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 0;                            -- no epoch, or somebody else is at it
     END IF;
+    own := pg_current_xact_id();
     -- One statement, hence one snapshot: what it sees of the log is what it records as folded.
     WITH tail AS MATERIALIZED (
         SELECT i.xid, i.keys FROM pgcache.invalidation i
-         WHERE i.xid >= pg_snapshot_xmax(previous)
+         WHERE i.xid >= pg_snapshot_xmax(previous) AND i.xid <> own
         UNION ALL
         SELECT i.xid, i.keys FROM pgcache.invalidation i
-         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(previous)))
+         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(previous))) AND i.xid <> own
     ), fresh AS (
         SELECT k.key, array_agg(DISTINCT t.xid ORDER BY t.xid DESC) AS xids
           FROM tail t CROSS JOIN unnest(t.keys) AS k (key)
@@ -321,7 +325,11 @@ BEGIN
           FROM merged m ORDER BY m.key
             ON CONFLICT (key) DO UPDATE SET xids = EXCLUDED.xids, since = EXCLUDED.since
     ), moved AS (
-        UPDATE pgcache.epoch SET folded = pg_current_snapshot(), folded_at = clock_timestamp()
+        UPDATE pgcache.epoch
+           SET folded = (SELECT pgcache.make_snapshot(pg_snapshot_xmax(s),
+                                                      own || ARRAY(SELECT pg_snapshot_xip(s)))
+                           FROM pg_current_snapshot() AS s),
+               folded_at = clock_timestamp()
     )
     SELECT count(*) INTO rows FROM tail;
     RETURN rows;
@@ -359,7 +367,8 @@ BEGIN
 
     PERFORM FROM pgcache.changed OFFSET max_rows LIMIT 1;
     IF FOUND THEN
-        SELECT c.xids[1] INTO cut FROM pgcache.changed c
+        -- one more than the first that has to go: one transaction may have changed more than there is room for
+        SELECT (c.xids[1]::text::bigint + 1)::text::xid8 INTO cut FROM pgcache.changed c
          ORDER BY c.xids[1] DESC OFFSET max_rows - max_rows / 4 LIMIT 1;
         -- Whoever sees everything below the new horizon must see everything below the old one.
         cut := greatest(cut, pg_snapshot_xmax(state.horizon));
