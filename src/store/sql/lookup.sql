@@ -11,6 +11,7 @@ SELECT c.epoch::text                        AS epoch,
        e.head                               AS head,
        e.body                               AS body,
        e.probes                             AS probes,
+       e.snapshot::text                     AS filled_at,
        extract(epoch FROM clock_timestamp() - e.born_at)::float8    AS age,
        extract(epoch FROM e.expires_at - clock_timestamp())::float8 AS ttl
   FROM pgcache.current c
