@@ -52,7 +52,10 @@ impl Writer {
         }
         queue.bytes = bytes;
         queue.waiting.push_back(job);
-        if !std::mem::replace(&mut queue.working, true) {
+        let idle = !std::mem::replace(&mut queue.working, true);
+        // a runtime that is shutting down drops the task here, and that takes the lock
+        drop(queue);
+        if idle {
             tokio::spawn(work(Working(Some(engine.clone()))));
         }
     }
@@ -114,6 +117,7 @@ async fn write(engine: &Arc<Engine>, records: Vec<Record>) {
         Err(error) => {
             engine.stats.count(|s| &s.errors);
             engine.writes.is_ill(&error);
+            engine.readiness.doubt(&error);
             0
         }
     };
