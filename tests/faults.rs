@@ -799,7 +799,8 @@ async fn a_change_is_invalidated_however_its_request_ends() {
     let bypassed = cache.layer().bypass().invalidates(THINGS).layer(obedient());
 
     // how the request ends, and what it invalidates: the list, the item itself, /linked
-    let cases: &[(&str, &[(&str, &str)], [bool; 3])] = &[
+    type Fields = &'static [(&'static str, &'static str)];
+    let cases: &[(&str, Fields, [bool; 3])] = &[
         ("POST", &[("x-do", "200")], [true, true, false]),
         ("PUT", &[("x-do", "204")], [true, true, false]),
         ("PATCH", &[("x-do", "303")], [true, true, false]),
