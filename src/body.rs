@@ -5,7 +5,9 @@
 //!    slow or gone changes nothing.
 //! 3. A body that outgrows its limit, or the room that all such bodies share, is handed to the client as it is:
 //!    first what was read, then the rest as the client asks for it.
-//! 4. Only a body that ended well, without trailers, and as long as `Content-Length` said, is stored.
+//! 4. A client that is gone is not waited for any longer than a store would be: a body without an end would
+//!    keep its handler for ever.
+//! 5. Only a body that ended well, without trailers, and as long as `Content-Length` said, is stored.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,6 +20,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::engine::{Reservation, Storing};
 use crate::error::BoxError;
@@ -179,7 +182,12 @@ where
         // a client that is gone does not matter
         let send = |chunk: &Bytes| drop(client.send(Piece::Chunk(chunk.clone())));
         self.chunks.iter().for_each(send);
-        let end = poll_fn(|cx| self.poll_end(cx, send)).await;
+        let patience = self.storing.patience();
+        let end = tokio::select! {
+            biased;
+            end = poll_fn(|cx| self.poll_end(cx, send)) => end,
+            () = async { client.closed().await; sleep(patience).await } => return,
+        };
         let rest = match end {
             End::Complete => {
                 // the client has the chunks already

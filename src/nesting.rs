@@ -1,7 +1,9 @@
 //! Two layers of one engine around one handler: the inner one's settings win.
 //!
 //! 1. Every layer leaves a mark on the request before it calls its inner service. A layer that finds a mark of
-//!    its own engine claims the request; the outer one then passes the answer through.
+//!    its own engine claims the request; the outer one then passes the answer through. What an unsafe request
+//!    changes is left to the inner layer only if that one takes it for unsafe too: something between the two may
+//!    have made a GET of it.
 //! 2. What the outer layer learned of the store is left with the mark, so that the inner one need not ask
 //!    again, if both have one key.
 //! 3. An answer that the outer layer finds in the store is one that it may serve: whatever keeps answers apart
@@ -23,6 +25,7 @@ pub(crate) struct Mark(Arc<Inner>);
 struct Inner {
     engine: Arc<Engine>,
     claimed: AtomicBool,
+    sees_to_changes: AtomicBool,
     learned: Mutex<Option<Learned>>,
     /// The mark that was there before, perhaps of another engine.
     outer: Option<Mark>,
@@ -46,6 +49,7 @@ impl Mark {
         let mark = Self(Arc::new(Inner {
             engine: engine.clone(),
             claimed: AtomicBool::new(false),
+            sees_to_changes: AtomicBool::new(false),
             learned: Mutex::new(learned),
             outer,
         }));
@@ -53,11 +57,16 @@ impl Mark {
         mark
     }
 
-    /// Claims the request from the nearest outer layer of this engine.
-    pub(crate) fn claim(extensions: &Extensions, engine: &Arc<Engine>) -> Option<Self> {
+    /// Claims the request from the nearest outer layer of this engine; `changes`: as one that changes something.
+    pub(crate) fn claim(
+        extensions: &Extensions,
+        engine: &Arc<Engine>,
+        changes: bool,
+    ) -> Option<Self> {
         let mut mark = extensions.get::<Self>();
         while let Some(found) = mark {
             if Arc::ptr_eq(&found.0.engine, engine) {
+                found.0.sees_to_changes.store(changes, Ordering::Release);
                 found.0.claimed.store(true, Ordering::Release);
                 return Some(found.clone());
             }
@@ -68,6 +77,11 @@ impl Mark {
 
     pub(crate) fn is_claimed(&self) -> bool {
         self.0.claimed.load(Ordering::Acquire)
+    }
+
+    /// Whether an inner layer sees to what the request changes.
+    pub(crate) fn is_claimed_as_change(&self) -> bool {
+        self.is_claimed() && self.0.sees_to_changes.load(Ordering::Acquire)
     }
 
     /// What the outer layer learned, if it is of use for this key.

@@ -185,7 +185,7 @@ impl<S> Call<S> {
                 })
             }
             Err(error) => {
-                if mark.is_claimed() {
+                if mark.is_claimed_as_change() {
                     guard.disarm();
                 } else {
                     guard.commit([]).await;
@@ -204,7 +204,7 @@ impl<S> Call<S> {
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
-        Mark::claim(request.extensions(), &self.cache.cache.engine);
+        Mark::claim(request.extensions(), &self.cache.cache.engine, false);
         let Answered {
             response,
             remarks,
@@ -242,7 +242,7 @@ impl<S> Call<S> {
         B::Error: Into<BoxError>,
     {
         let engine = self.cache.cache.engine.clone();
-        let outer = Mark::claim(request.extensions(), &engine);
+        let outer = Mark::claim(request.extensions(), &engine, false);
         let learned = match outer.and_then(|outer| outer.learned(read.key)) {
             Some(learned) => learned,
             None => match engine.ask(read.key).await {
@@ -431,7 +431,7 @@ impl<S> Call<S> {
             uri,
             authority,
         } = change;
-        Mark::claim(request.extensions(), &self.cache.cache.engine);
+        Mark::claim(request.extensions(), &self.cache.cache.engine, true);
         let Answered {
             response,
             remarks,
@@ -439,7 +439,7 @@ impl<S> Call<S> {
             mark,
         } = self.ask_inner(request, scopes, None).await?;
         let response = response.map(ResponseBody::passed);
-        if mark.is_claimed() {
+        if mark.is_claimed_as_change() {
             guard.disarm();
             return Ok(response);
         }
@@ -455,6 +455,9 @@ impl<S> Call<S> {
             guard.only_what_is_said();
         }
         guard.commit(more).await;
+        if mark.is_claimed() {
+            return Ok(response);
+        }
         Ok(self.passed(response, Bypass::Method))
     }
 }

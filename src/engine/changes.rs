@@ -5,10 +5,14 @@
 //!    (4xx) disarms it.
 //! 2. The answer waits for the invalidation's commit, at most the deadline. What could not be written by then
 //!    is *overdue*: a task goes on trying, and until it succeeds this instance serves nothing that it concerns.
-//! 3. While something is overdue, the database is known to be out of reach, and further changes do not wait.
-//! 4. The set of overdue scopes is bounded: beyond that everything is overdue.
+//! 3. While the database is known to be out of reach, further changes do not wait: they are overdue at once.
+//!    As soon as something overdue got through they write for themselves again; or the task, with ever more
+//!    to do, would never come to its end.
+//! 4. What becomes overdue while the task writes is written once more, even if it is the same scope: a fill may
+//!    have begun in between.
+//! 5. The set of overdue scopes is bounded: beyond that everything is overdue.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,8 +20,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
-use super::Engine;
 use super::gauge::Token;
+use super::{Engine, in_time};
 use crate::domain::Scope;
 use crate::error::Error;
 use crate::runtime::{CacheScope, Remarks};
@@ -29,16 +33,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     any_overdue: AtomicBool,
+    out_of_reach: AtomicBool,
     overdue: Mutex<Overdue>,
 }
 
 #[derive(Debug, Default)]
 struct Overdue {
-    scopes: HashSet<Scope>,
+    /// With the round of the task in which each was added.
+    scopes: HashMap<Scope, u64>,
     /// The keys of `scopes`, for lookups.
     keys: HashSet<i64>,
-    /// Too many to name.
-    everything: bool,
+    /// Too many to name, since this round.
+    everything: Option<u64>,
+    round: u64,
     working: bool,
 }
 
@@ -49,7 +56,7 @@ impl Changes {
             return false;
         }
         let overdue = self.lock();
-        overdue.everything || probes.iter().any(|p| overdue.keys.contains(p))
+        overdue.everything.is_some() || probes.iter().any(|p| overdue.keys.contains(p))
     }
 
     fn add_overdue(&self, engine: &Arc<Engine>, scopes: Vec<Scope>) {
@@ -57,19 +64,35 @@ impl Changes {
         overdue
             .keys
             .extend(scopes.iter().flat_map(Scope::invalidation_keys));
-        overdue.scopes.extend(scopes);
+        let round = overdue.round;
+        overdue
+            .scopes
+            .extend(scopes.into_iter().map(|scope| (scope, round)));
         if overdue.scopes.len() > MAX_OVERDUE {
-            overdue.everything = true;
+            overdue.everything = Some(round);
             overdue.scopes.clear();
             overdue.keys.clear();
         }
         self.any_overdue.store(true, Ordering::Release);
-        if !std::mem::replace(&mut overdue.working, true) {
-            tokio::spawn(catch_up(
-                Working(Some(engine.clone())),
-                engine.pending.enter(),
-            ));
+        drop(overdue);
+        self.keep_trying(engine);
+    }
+
+    /// Starts the task unless it runs. Outside a runtime there can be none: a later request starts it.
+    pub(crate) fn keep_trying(&self, engine: &Arc<Engine>) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut overdue = self.lock();
+        if overdue.is_empty() || std::mem::replace(&mut overdue.working, true) {
+            return;
         }
+        // a runtime that is shutting down drops the task here, and that takes the lock
+        drop(overdue);
+        runtime.spawn(catch_up(
+            Working(Some(engine.clone())),
+            engine.pending.enter(),
+        ));
     }
 
     fn lock(&self) -> MutexGuard<'_, Overdue> {
@@ -77,7 +100,13 @@ impl Changes {
     }
 }
 
-/// Held by the task. If it is dropped with its runtime, the next change starts another one; what is overdue
+impl Overdue {
+    fn is_empty(&self) -> bool {
+        self.scopes.is_empty() && self.everything.is_none()
+    }
+}
+
+/// Held by the task. If it is dropped with its runtime, a later request starts another one; what is overdue
 /// stays so.
 struct Working(Option<Arc<Engine>>);
 
@@ -98,6 +127,7 @@ async fn catch_up(mut working: Working, _pending: Token) {
             Ok(false) => pause = FIRST_PAUSE,
             Err(error) => {
                 engine.writes.is_ill(&error);
+                engine.readiness.doubt(&error);
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
@@ -107,34 +137,34 @@ async fn catch_up(mut working: Working, _pending: Token) {
 
 /// Writes what is overdue now; true if nothing is any more.
 async fn write_overdue(engine: &Arc<Engine>) -> Result<bool, Error> {
-    let (everything, scopes) = {
-        let overdue = engine.changes.lock();
+    let (everything, scopes, round) = {
+        let mut overdue = engine.changes.lock();
+        overdue.round += 1;
         (
-            overdue.everything,
-            overdue.scopes.iter().cloned().collect::<Vec<_>>(),
+            overdue.everything.is_some(),
+            overdue.scopes.keys().cloned().collect::<Vec<_>>(),
+            overdue.round,
         )
     };
+    engine.readiness.ensure(engine).await?;
     let within = engine.settings.store_deadline;
     if everything {
         engine.store.clear(within).await?;
     }
-    engine.store.invalidate(scopes.clone(), within).await?;
+    engine.store.invalidate(scopes, within).await?;
+    engine.changes.out_of_reach.store(false, Ordering::Release);
     engine.writes.is_well();
     engine.stats.count(|s| &s.invalidations);
 
     let mut overdue = engine.changes.lock();
-    if everything {
-        overdue.everything = false;
-    }
-    for scope in &scopes {
-        overdue.scopes.remove(scope);
-    }
+    overdue.everything = overdue.everything.filter(|&added| added >= round);
+    overdue.scopes.retain(|_, added| *added >= round);
     overdue.keys = overdue
         .scopes
-        .iter()
+        .keys()
         .flat_map(Scope::invalidation_keys)
         .collect();
-    let done = overdue.scopes.is_empty() && !overdue.everything;
+    let done = overdue.is_empty();
     if done {
         overdue.working = false;
         engine.changes.any_overdue.store(false, Ordering::Release);
@@ -212,9 +242,11 @@ impl ChangeGuard {
                 self.engine.pending.enter(),
             ))),
             Err(_) => {
-                tracing::error!(
-                    "an invalidation is lost: the request ended outside the Tokio runtime"
+                tracing::warn!(
+                    "a request that changes something ended outside the Tokio runtime: \
+                     its invalidation has to wait for another request"
                 );
+                self.engine.changes.add_overdue(&self.engine, scopes);
                 None
             }
         }
@@ -230,7 +262,7 @@ impl Drop for ChangeGuard {
 async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) {
     let deadline = Instant::now() + engine.settings.change_deadline;
     let mut pause = FIRST_PAUSE;
-    while !engine.changes.any_overdue.load(Ordering::Acquire) {
+    while !engine.changes.out_of_reach.load(Ordering::Acquire) {
         let left = deadline.saturating_duration_since(Instant::now());
         match attempt(&engine, &scopes, left).await {
             Ok(()) => return,
@@ -242,6 +274,7 @@ async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) {
             Err(error) => {
                 engine.stats.count(|s| &s.errors);
                 engine.writes.is_ill(&error);
+                engine.changes.out_of_reach.store(true, Ordering::Release);
                 break;
             }
         }
@@ -250,8 +283,13 @@ async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) {
 }
 
 async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Result<(), Error> {
-    engine.readiness.ensure(engine).await?;
-    engine.store.invalidate(scopes.to_vec(), within).await?;
+    let written = in_time(within, async {
+        engine.readiness.ensure(engine).await?;
+        engine.store.invalidate(scopes.to_vec(), within).await
+    });
+    written
+        .await
+        .inspect_err(|error| engine.readiness.doubt(error))?;
     engine.writes.is_well();
     engine.stats.count(|s| &s.invalidations);
     Ok(())

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -107,6 +108,11 @@ impl Storing {
         if !fill.engine.is_closed() {
             fill.engine.writer.push(&fill.engine, record);
         }
+    }
+
+    /// How long a body may go on when nobody reads it any more.
+    pub(crate) fn patience(&self) -> Duration {
+        self.fill.engine.settings.store_deadline
     }
 
     pub(crate) fn budget(&self) -> Arc<Budget> {

@@ -16,6 +16,7 @@ mod readiness;
 mod stats;
 mod writer;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -139,16 +140,11 @@ impl Engine {
         self.housekeeper.start(self);
         self.housekeeper.note_traffic();
         let within = self.settings.lookup_deadline;
-        let looked_up = timeout(within, async {
+        let looked_up = in_time(within, async {
             self.readiness.ensure(self).await?;
             self.store.lookup(key, within).await
         });
-        match looked_up.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Timeout,
-                format!("no answer within {within:?}"),
-            ))
-        }) {
+        match looked_up.await {
             Ok(lookup) => {
                 self.reads.is_well();
                 self.judge(key, lookup)
@@ -166,6 +162,7 @@ impl Engine {
         match lookup {
             Lookup::Found(found) if self.changes.concern(&found.probes) => {
                 // a change that we know of and could not write down yet
+                self.changes.keep_trying(self);
                 Asked::Unusable(Bypass::Store)
             }
             Lookup::Found(found) => match decode_head(&found.head) {
@@ -179,7 +176,8 @@ impl Engine {
                         ttl,
                     })
                 }
-                None => Asked::Unusable(Bypass::Store),
+                // stored by a program that wrote it in another way; it will be replaced
+                None => Asked::Miss(Fill::new(self.clone(), key, found.origin)),
             },
             Lookup::Missing(origin) => Asked::Miss(Fill::new(self.clone(), key, origin)),
             Lookup::NoEpoch => {
@@ -326,6 +324,19 @@ impl Engine {
             Ok(())
         }
     }
+}
+
+/// Being late is an error like any other.
+async fn in_time<T>(
+    within: Duration,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout(within, work).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Timeout,
+            format!("no answer within {within:?}"),
+        ))
+    })
 }
 
 impl std::fmt::Debug for Engine {

@@ -1,13 +1,15 @@
 //! The queue of answers to be stored: bounded, and worked off in the background.
 //!
-//! A full queue drops what comes. One task at a time works; it begins with the first answer and ends with the
+//! A full queue drops what comes. An answer that waits gives way to a later one with the same key: under load an
+//! older one would often be invalid before it is stored. One task at a time works; it begins with the first answer and ends with the
 //! last one.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Engine;
 use super::gauge::Token;
+use crate::key::Key;
 use crate::store::Record;
 
 /// How many answers one transaction stores at most.
@@ -18,9 +20,29 @@ pub(crate) struct Writer(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Job>,
+    waiting: HashMap<Key, Job>,
+    /// The keys of `waiting`, oldest first.
+    order: VecDeque<Key>,
     bytes: usize,
     working: bool,
+}
+
+impl Queue {
+    fn remove(&mut self, key: Key) -> Option<Job> {
+        let job = self.waiting.remove(&key)?;
+        self.bytes -= job.bytes();
+        Some(job)
+    }
+
+    /// In the place of the one that it supersedes, or at the end.
+    fn add(&mut self, job: Job, supersedes: bool) {
+        let key = job.record.key;
+        self.bytes += job.bytes();
+        self.waiting.insert(key, job);
+        if !supersedes {
+            self.order.push_back(key);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -42,17 +64,19 @@ impl Writer {
             _pending: engine.pending.enter(),
         };
         let mut queue = self.lock();
-        let bytes = queue.bytes + job.bytes();
-        if queue.waiting.len() >= engine.settings.queue_entries
-            || bytes > engine.settings.queue_bytes
-        {
+        let supersedes = queue.remove(job.record.key).is_some();
+        let is_full = queue.waiting.len() >= engine.settings.queue_entries
+            || queue.bytes + job.bytes() > engine.settings.queue_bytes;
+        if is_full {
             drop(queue);
             engine.stats.count(|s| &s.dropped);
             return;
         }
-        queue.bytes = bytes;
-        queue.waiting.push_back(job);
-        if !std::mem::replace(&mut queue.working, true) {
+        queue.add(job, supersedes);
+        let idle = !std::mem::replace(&mut queue.working, true);
+        // a runtime that is shutting down drops the task here, and that takes the lock
+        drop(queue);
+        if idle {
             tokio::spawn(work(Working(Some(engine.clone()))));
         }
     }
@@ -60,10 +84,14 @@ impl Writer {
     /// The next batch; none, and the task is no longer working.
     fn take(&self) -> Vec<Job> {
         let mut queue = self.lock();
-        let n = queue.waiting.len().min(BATCH);
-        let batch: Vec<Job> = queue.waiting.drain(..n).collect();
-        queue.bytes -= batch.iter().map(Job::bytes).sum::<usize>();
-        queue.working = n > 0;
+        let mut batch = Vec::new();
+        while batch.len() < BATCH {
+            let Some(key) = queue.order.pop_front() else {
+                break;
+            };
+            batch.extend(queue.remove(key));
+        }
+        queue.working = !batch.is_empty();
         batch
     }
 
@@ -114,6 +142,7 @@ async fn write(engine: &Arc<Engine>, records: Vec<Record>) {
         Err(error) => {
             engine.stats.count(|s| &s.errors);
             engine.writes.is_ill(&error);
+            engine.readiness.doubt(&error);
             0
         }
     };

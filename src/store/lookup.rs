@@ -29,6 +29,8 @@ pub(crate) struct Found {
     pub(crate) head: Bytes,
     pub(crate) body: Bytes,
     pub(crate) probes: Vec<i64>,
+    /// Where whoever replaces it begins.
+    pub(crate) origin: Origin,
     /// Both as of the moment of the lookup, by the database's clock.
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
@@ -106,7 +108,9 @@ fn found(row: &Row, key: Key) -> Result<Option<Found>, Error> {
         return Ok(None);
     };
     let body: &[u8] = row.try_get("body")?;
-    if row.try_get::<_, &[u8]>("checksum")? != checksum(key, head, body) {
+    let probes: Vec<i64> = row.try_get("probes")?;
+    let expected = checksum(key, row.try_get("filled_at")?, &probes, head, body);
+    if row.try_get::<_, &[u8]>("checksum")? != expected {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
     }
@@ -116,19 +120,27 @@ fn found(row: &Row, key: Key) -> Result<Option<Found>, Error> {
     Ok(Some(Found {
         head: Bytes::copy_from_slice(head),
         body: Bytes::copy_from_slice(body),
-        probes: row.try_get("probes")?,
+        probes,
+        origin: origin(row)?,
         age: seconds("age")?,
         ttl: seconds("ttl")?,
     }))
 }
 
-/// What is read back is checked before it is served. Half a hash is enough against accidents.
-pub(super) fn checksum(key: Key, head: &[u8], body: &[u8]) -> [u8; 16] {
+/// What is read back is checked before it is served: the answer, and what its validity is judged by. Half a
+/// hash is enough against accidents.
+pub(super) fn checksum(
+    key: Key,
+    snapshot: &str,
+    probes: &[i64],
+    head: &[u8],
+    body: &[u8],
+) -> [u8; 16] {
     let mut hash = blake3::Hasher::new();
-    hash.update(key.as_bytes())
-        .update(&(head.len() as u64).to_le_bytes())
-        .update(head)
-        .update(body);
+    let probes: Vec<u8> = probes.iter().flat_map(|p| p.to_le_bytes()).collect();
+    for part in [key.as_bytes(), snapshot.as_bytes(), &probes, head, body] {
+        hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
     let mut half = [0; 16];
     half.copy_from_slice(&hash.finalize().as_bytes()[..16]);
     half

@@ -107,7 +107,8 @@ async fn put_one(client: &impl GenericClient, sql: &Sql, record: &Record) -> Res
     probes.sort_unstable();
     probes.dedup();
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
-    let (snapshot, checksum) = (origin.snapshot.to_string(), checksum(*key, head, body));
+    let snapshot = origin.snapshot.to_string();
+    let checksum = checksum(*key, &snapshot, &probes, head, body);
     let (age, ttl) = (
         age.as_secs_f64().min(MAX_TTL),
         ttl.as_secs_f64().min(MAX_TTL),

@@ -1,5 +1,6 @@
 -- Stores an entry if the epoch and incarnation of its fill are still the current ones and its snapshot is
--- this database's and not older than the horizon. An entry with a later snapshot is not replaced.
+-- this database's and not older than the horizon. An entry with a later snapshot is not replaced, unless that
+-- lies in the future: such a one is damaged.
 -- Index: entry_pkey. The columns that change on a rewrite are not indexed (HOT).
 INSERT INTO pgcache.entry AS e
        (key, epoch, snapshot, probes, born_at, expires_at, authority, path, tenant, scopes, checksum, head, body)
@@ -23,3 +24,4 @@ SELECT $1, c.epoch, s.snapshot, $5,
            scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
+        OR pg_snapshot_xmax(e.snapshot) > pg_snapshot_xmax(pg_current_snapshot())

@@ -41,6 +41,7 @@ mod target;
 mod template;
 mod user;
 mod watchdog;
+pub mod wire;
 
 pub use database::Database;
 pub use error::Error;
