@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -81,6 +81,11 @@ impl<B> ResponseBody<B> {
         }
     }
 
+    /// Nothing but this error.
+    pub(crate) fn broken(error: BoxError) -> Self {
+        Self::replayed(VecDeque::new(), Rest::Failed(error))
+    }
+
     pub(crate) const fn empty() -> Self {
         Self {
             inner: Inner::Whole { data: None },
@@ -104,28 +109,44 @@ pub(crate) struct Limits {
     pub(crate) announced: Option<u64>,
 }
 
-/// Stores the body with `storing` when it is complete, and returns what the client reads.
-pub(crate) async fn tee<B>(body: B, storing: Storing, limits: Limits) -> ResponseBody<B>
+/// A body on its way into the store.
+pub(crate) enum Teed<B> {
+    /// It is stored; with the validator that was made for it.
+    Whole(Bytes, Option<HeaderValue>),
+    /// It is read, and perhaps stored, as the client reads this.
+    Streaming(ResponseBody<B>),
+    /// It ended in an error before any of it was sent.
+    Broken(BoxError),
+}
+
+/// Stores the body with `storing` when it is complete, and returns what the client reads. `to_the_end`: waits for
+/// that, so that something else can be sent if the body breaks off.
+pub(crate) async fn tee<B>(body: B, storing: Storing, limits: Limits, to_the_end: bool) -> Teed<B>
 where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let left = limits.announced.or_else(|| body.size_hint().exact());
     let mut driver = Driver::new(body, storing, limits);
-    match driver.read_what_is_there().await {
+    let end = if to_the_end {
+        Some(driver.read_to_the_end().await)
+    } else {
+        driver.read_what_is_there().await
+    };
+    match end {
+        Some(End::Failed(error)) if to_the_end => Teed::Broken(error),
         Some(end) => driver.conclude(end),
         None => {
             let (sender, frames) = mpsc::unbounded_channel();
             let reservation = driver.reservation.clone();
             tokio::spawn(driver.drive(sender));
-            ResponseBody {
-                inner: Inner::Driven {
-                    frames,
-                    replay: None,
-                    left,
-                    _reservation: reservation,
-                },
-            }
+            let inner = Inner::Driven {
+                frames,
+                replay: None,
+                left,
+                _reservation: reservation,
+            };
+            Teed::Streaming(ResponseBody { inner })
         }
     }
 }
@@ -175,6 +196,10 @@ where
             })
         })
         .await
+    }
+
+    async fn read_to_the_end(&mut self) -> End {
+        poll_fn(|cx| self.poll_end(cx, |_| {})).await
     }
 
     /// Reads to the end, for the store and for the client.
@@ -232,24 +257,23 @@ where
     }
 
     /// The body of an answer whose reading ended before it was sent.
-    fn conclude(self, end: End) -> ResponseBody<B> {
-        match end {
+    fn conclude(self, end: End) -> Teed<B> {
+        let (chunks, rest) = match end {
             End::Complete => match self.store() {
-                Ok(data) => ResponseBody::whole(data),
-                Err(chunks) => ResponseBody::replayed(chunks, Rest::Nothing),
+                Ok((data, etag)) => return Teed::Whole(data, etag),
+                Err(chunks) => (chunks, Rest::Nothing),
             },
-            End::Trailers(trailers) => {
-                ResponseBody::replayed(self.chunks, Rest::Trailers(trailers))
-            }
-            End::Failed(error) => ResponseBody::replayed(self.chunks, Rest::Failed(error)),
-            End::Full => ResponseBody::replayed(self.chunks, Rest::Body(self.body)),
-        }
+            End::Trailers(trailers) => (self.chunks, Rest::Trailers(trailers)),
+            End::Failed(error) => (self.chunks, Rest::Failed(error)),
+            End::Full => (self.chunks, Rest::Body(self.body)),
+        };
+        Teed::Streaming(ResponseBody::replayed(chunks, rest))
     }
 }
 
 impl<B> Driver<B> {
     /// Stores the body unless it is not what was announced; then the chunks come back.
-    fn store(self) -> Result<Bytes, VecDeque<Bytes>> {
+    fn store(self) -> Result<(Bytes, Option<HeaderValue>), VecDeque<Bytes>> {
         if self
             .limits
             .announced
@@ -263,8 +287,8 @@ impl<B> Driver<B> {
             return Err(self.chunks);
         }
         let data = joined(self.chunks, self.length);
-        self.storing.finish(data.clone());
-        Ok(data)
+        let etag = self.storing.finish(data.clone());
+        Ok((data, etag))
     }
 }
 

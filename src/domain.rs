@@ -135,6 +135,8 @@ pub(crate) enum Kind {
     Uri,
     /// Everything that was stored for a tenant.
     Tenant,
+    /// A cache group (RFC 9875): the name is the origin's authority, the entity the group.
+    Group,
 }
 
 impl Kind {
@@ -144,6 +146,7 @@ impl Kind {
             Self::Domain => "d",
             Self::Uri => "u",
             Self::Tenant => "t",
+            Self::Group => "g",
         }
     }
 }
@@ -206,6 +209,16 @@ impl Scope {
             name: text(path_and_query).into(),
             tenant: Tenancy::OfRequest,
             entity: authority.map(text),
+        }
+    }
+
+    /// A group of resources of one origin.
+    pub(crate) fn group(authority: &str, group: &str) -> Self {
+        Self {
+            kind: Kind::Group,
+            name: text(authority).into(),
+            tenant: Tenancy::OfRequest,
+            entity: Some(text(group)),
         }
     }
 
@@ -303,6 +316,7 @@ impl fmt::Display for Scope {
                 self.name
             )?,
             Kind::Tenant => f.write_str("*")?,
+            Kind::Group => write!(f, "group:{}", self.entity.as_deref().unwrap_or("*"))?,
         }
         match &self.tenant {
             Tenancy::One(tenant) => write!(f, "@{tenant}"),

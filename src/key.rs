@@ -110,6 +110,25 @@ impl Key {
         Self(*hash.0.finalize().as_bytes())
     }
 
+    /// The key of the variant for a request whose values of the selecting fields are these (RFC 9111 §4.1).
+    pub(crate) fn variant<'a>(
+        self,
+        fields: impl IntoIterator<Item = (&'a str, Option<Vec<u8>>)>,
+    ) -> Self {
+        let mut hash = LengthPrefixed(blake3::Hasher::new());
+        hash.part(&self.0);
+        for (name, value) in fields {
+            hash.part(name.as_bytes());
+            hash.part(&[u8::from(value.is_some())]);
+            hash.part(&value.unwrap_or_default());
+        }
+        Self(*hash.0.finalize().as_bytes())
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

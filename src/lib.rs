@@ -20,9 +20,11 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs)]
 
+mod answer;
 mod body;
 mod builder;
 mod cache;
+mod call;
 mod domain;
 mod engine;
 mod error;
@@ -35,6 +37,7 @@ mod nesting;
 mod plan;
 mod policy;
 mod query;
+mod read;
 mod request;
 mod route;
 mod rules;
@@ -56,7 +59,7 @@ pub use error::{ConfigError, Error, ErrorKind};
 pub use future::ResponseFuture;
 pub use head::RequestHead;
 pub use layer::PgCacheLayer;
-pub use policy::ClientCache;
+pub use policy::{ClientCache, GeneratedEtag, Policy};
 pub use route::Route;
 pub use runtime::{CacheScope, DependsOn, Invalidates, NoStore, Ttl};
 pub use service::PgCacheService;

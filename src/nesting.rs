@@ -34,7 +34,7 @@ struct Inner {
 /// What the outer layer knows of the store.
 #[derive(Debug)]
 pub(crate) enum Learned {
-    Missing(Fill),
+    Known(Fill),
     Unusable(Bypass),
 }
 
@@ -88,7 +88,7 @@ impl Mark {
     pub(crate) fn learned(&self, key: Key) -> Option<Learned> {
         let mut learned = self.lock();
         match &*learned {
-            Some(Learned::Missing(fill)) if fill.key() != key => None,
+            Some(Learned::Known(fill)) if fill.key() != key => None,
             _ => learned.take(),
         }
     }
@@ -96,7 +96,7 @@ impl Mark {
     /// The fill, if no inner layer took it.
     pub(crate) fn take_back(&self) -> Option<Fill> {
         match self.lock().take() {
-            Some(Learned::Missing(fill)) => Some(fill),
+            Some(Learned::Known(fill)) => Some(fill),
             _ => None,
         }
     }

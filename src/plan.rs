@@ -10,6 +10,8 @@
 //! 3. Where answers are per principal, the principal is in the key, and a request without one passes through.
 //! 4. Whether there was a witness is in the key.
 
+use std::sync::Arc;
+
 use http::{Method, Request, Uri};
 use http_body::Body;
 
@@ -17,9 +19,8 @@ use crate::domain::Scope;
 use crate::head::RequestHead;
 use crate::http::cache_status::Bypass;
 use crate::http::invalidation::is_safe;
-use crate::http::storable::Lifetimes;
 use crate::key::{Key, KeyParts, more_parts};
-use crate::policy::{ClientCache, Dependency, Policy, RouteTtl, Sharing};
+use crate::policy::{ClientCache, Dependency, Policy, Sharing};
 use crate::request;
 use crate::rules::Rules;
 
@@ -37,8 +38,7 @@ pub(crate) enum Plan {
 pub(crate) struct Read {
     pub(crate) key: Key,
     pub(crate) head_only: bool,
-    pub(crate) lifetimes: Lifetimes,
-    pub(crate) max_body: usize,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) scopes: Vec<Scope>,
     pub(crate) authority: String,
     pub(crate) path: String,
@@ -46,7 +46,14 @@ pub(crate) struct Read {
     pub(crate) tenant: Option<String>,
     /// Whether the answer belongs to a tenant or a principal.
     pub(crate) is_personal: bool,
-    pub(crate) client_cache: ClientCache,
+}
+
+impl Read {
+    /// What other caches are told about an answer that belongs to somebody.
+    pub(crate) fn client_cache(&self) -> Option<ClientCache> {
+        self.is_personal
+            .then(|| self.policy.client_cache.clone().unwrap_or_default())
+    }
 }
 
 #[derive(Debug)]
@@ -54,12 +61,13 @@ pub(crate) struct Change {
     pub(crate) scopes: Vec<Scope>,
     pub(crate) uri: Uri,
     pub(crate) authority: Option<String>,
+    pub(crate) groups_as_domains: bool,
 }
 
 /// A request whose route is found.
 pub(crate) struct Routed<'a> {
     pub(crate) rules: &'a Rules,
-    pub(crate) policy: &'a Policy,
+    pub(crate) policy: &'a Arc<Policy>,
     pub(crate) row: Option<&'a str>,
     pub(crate) head: RequestHead<'a>,
 }
@@ -106,15 +114,9 @@ impl Routed<'_> {
         Ok(Read {
             key,
             head_only: *head.method == Method::HEAD,
-            lifetimes: Lifetimes {
-                at_run_time: None,
-                route: policy.ttl.map(RouteTtl::duration),
-                negative: policy.negative_ttl,
-            },
-            max_body: policy.max_body(),
+            policy: Arc::clone(policy),
             scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
             is_personal: tenant.is_some() || principal.is_some(),
-            client_cache: policy.client_cache.clone().unwrap_or_default(),
             path,
             authority,
             tenant,
@@ -166,11 +168,13 @@ impl Routed<'_> {
             .is_some_and(|witness| witness.0(head.extensions));
         let witnessed = by_tenant || principal.is_some() || by_other;
 
-        let credentials = request::has_credentials(
-            head.headers,
-            &policy.credential_headers,
-            policy.cookies.as_ref(),
-        );
+        let by_rfc = policy.rfc9111_credentials == Some(true);
+        let credentials = !by_rfc
+            && request::has_credentials(
+                head.headers,
+                &policy.credential_headers,
+                policy.cookies.as_ref(),
+            );
         // somebody may have been authenticated by other means, such as a client certificate
         if credentials || principal.is_some() || by_other {
             match policy.sharing {
@@ -241,6 +245,7 @@ impl Routed<'_> {
             scopes,
             uri: head.uri.clone(),
             authority,
+            groups_as_domains: policy.groups_as_domains == Some(true),
         }
     }
 

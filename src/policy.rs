@@ -12,302 +12,10 @@ use http::{Extensions, HeaderName, HeaderValue, StatusCode};
 
 use crate::domain::{Domain, Scope};
 use crate::head::RequestHead;
+use crate::http::reuse::StaleRules;
+use crate::http::storable::{Lifetimes, StoreRules};
 use crate::query::{Pattern, QueryRule};
 use crate::tenant::{Principal, Tenant};
-
-/// Larger bodies are not stored, unless a route says otherwise.
-pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
-
-/// How many scopes an entry may depend on.
-pub(crate) const MAX_DEPENDENCIES: usize = 64;
-
-/// Settings of a route. What is not set is inherited.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Policy {
-    pub(crate) ttl: Option<RouteTtl>,
-    pub(crate) negative_ttl: Option<Duration>,
-    pub(crate) dependencies: Vec<Dependency>,
-    pub(crate) all_tenants: Option<bool>,
-    pub(crate) invalidates: Vec<Scope>,
-    pub(crate) invalidate_on: Option<StatusRule>,
-    pub(crate) sharing: Option<Sharing>,
-    pub(crate) witness: Option<Witness>,
-    pub(crate) credential_headers: Vec<HeaderName>,
-    pub(crate) cookies: Option<CookieRule>,
-    pub(crate) bypass: Option<bool>,
-    pub(crate) bypass_if: Option<HeadRule>,
-    pub(crate) store_if: Option<StoreRule>,
-    pub(crate) key_parts: Vec<KeyPart>,
-    pub(crate) query: Option<QueryRule>,
-    pub(crate) max_body: Option<usize>,
-    pub(crate) namespace: Option<String>,
-    pub(crate) generation: Option<String>,
-    pub(crate) client_cache: Option<ClientCache>,
-    /// What the setters found wrong.
-    pub(crate) wrong: Vec<String>,
-}
-
-/// How long a route's answers are fresh that do not say so themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RouteTtl {
-    For(Duration),
-    UntilInvalidated,
-}
-
-impl RouteTtl {
-    /// The store cuts it to its longest lifetime.
-    pub(crate) fn duration(self) -> Duration {
-        match self {
-            Self::For(ttl) => ttl,
-            Self::UntilInvalidated => Duration::MAX,
-        }
-    }
-}
-
-/// What the answers of a route depend on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Dependency {
-    Scope(Scope),
-    /// The entity of the domain that a parameter of the path names.
-    PathParameter(Domain, String),
-}
-
-/// Who shares the answers of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sharing {
-    ByTenant,
-    PerPrincipal,
-    ByEveryone,
-}
-
-/// What else tells the answers of a route apart.
-#[derive(Debug, Clone)]
-pub(crate) enum KeyPart {
-    Header(HeaderName),
-    Cookie(String),
-    With(Described<KeyFn>),
-}
-
-/// Which cookies carry credentials.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum CookieRule {
-    /// All but these.
-    AllBut(Vec<Pattern>),
-    /// These alone.
-    Only(Vec<Pattern>),
-}
-
-impl CookieRule {
-    pub(crate) fn is_credential(&self, name: &[u8]) -> bool {
-        match self {
-            Self::AllBut(patterns) => !patterns.iter().any(|p| p.matches(name)),
-            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name)),
-        }
-    }
-}
-
-/// What browsers and other caches on the way are told about an answer that belongs to a tenant or a principal
-/// and has no `Cache-Control` of its own. Invalidation does not reach them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum ClientCache {
-    /// `private, no-cache`: they may keep it and have to ask each time.
-    #[default]
-    Revalidate,
-    /// This value of `Cache-Control`.
-    Field(HeaderValue),
-    /// Nothing; what they do is up to them.
-    Unchanged,
-}
-
-pub(crate) type KeyFn = dyn Fn(&RequestHead<'_>) -> String + Send + Sync;
-type WitnessFn = dyn Fn(&Extensions) -> bool + Send + Sync;
-type HeadFn = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
-type StoreFn = dyn Fn(&RequestHead<'_>, &http::response::Parts) -> bool + Send + Sync;
-
-pub(crate) type Witness = Described<WitnessFn>;
-pub(crate) type StatusRule = Described<dyn Fn(StatusCode) -> bool + Send + Sync>;
-pub(crate) type HeadRule = Described<HeadFn>;
-pub(crate) type StoreRule = Described<StoreFn>;
-
-/// A closure of the application's.
-pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>);
-
-impl<F: ?Sized> Clone for Described<F> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<F: ?Sized> fmt::Debug for Described<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("closure")
-    }
-}
-
-impl Policy {
-    /// These settings, and those of `base` where there is none here.
-    pub(crate) fn over(self, base: &Self) -> Self {
-        // exhaustive, so that a new setting cannot be forgotten
-        let Self {
-            ttl,
-            negative_ttl,
-            dependencies,
-            all_tenants,
-            invalidates,
-            invalidate_on,
-            sharing,
-            witness,
-            credential_headers,
-            cookies,
-            bypass,
-            bypass_if,
-            store_if,
-            key_parts,
-            query,
-            max_body,
-            namespace,
-            generation,
-            client_cache,
-            wrong,
-        } = self;
-        Self {
-            ttl: ttl.or(base.ttl),
-            negative_ttl: negative_ttl.or(base.negative_ttl),
-            dependencies: or_inherited(dependencies, &base.dependencies),
-            all_tenants: all_tenants.or(base.all_tenants),
-            invalidates: or_inherited(invalidates, &base.invalidates),
-            invalidate_on: invalidate_on.or_else(|| base.invalidate_on.clone()),
-            sharing: sharing.or(base.sharing),
-            witness: witness.or_else(|| base.witness.clone()),
-            // these only ever add: a route cannot make the engine's credentials public
-            credential_headers: base
-                .credential_headers
-                .iter()
-                .cloned()
-                .chain(credential_headers)
-                .collect(),
-            cookies: cookies.or_else(|| base.cookies.clone()),
-            bypass: bypass.or(base.bypass),
-            bypass_if: bypass_if.or_else(|| base.bypass_if.clone()),
-            store_if: store_if.or_else(|| base.store_if.clone()),
-            key_parts: or_inherited(key_parts, &base.key_parts),
-            query: query.or_else(|| base.query.clone()),
-            max_body: max_body.or(base.max_body),
-            namespace: namespace.or_else(|| base.namespace.clone()),
-            generation: generation.or_else(|| base.generation.clone()),
-            client_cache: client_cache.or_else(|| base.client_cache.clone()),
-            wrong,
-        }
-    }
-
-    pub(crate) fn max_body(&self) -> usize {
-        self.max_body.unwrap_or(DEFAULT_MAX_BODY)
-    }
-
-    pub(crate) fn query(&self) -> &QueryRule {
-        self.query.as_ref().unwrap_or(&QueryRule::Sorted)
-    }
-
-    /// What is wrong with the settings, complete as they are with what they inherit: each `place: mistake; mend`.
-    pub(crate) fn mistakes(
-        &self,
-        place: &str,
-        tenant: Option<&Tenant>,
-        principal: Option<&Principal>,
-    ) -> Vec<String> {
-        let mut mistakes = self.wrong.clone();
-        let mut wrong = |applies: bool, text: &str| {
-            if applies {
-                mistakes.push(text.to_owned());
-            }
-        };
-        let is_zero = |ttl: Option<Duration>| ttl.is_some_and(|ttl| ttl.is_zero());
-        wrong(
-            self.ttl == Some(RouteTtl::For(Duration::ZERO)),
-            "ttl(0); use bypass() for a route that must not be cached",
-        );
-        wrong(
-            is_zero(self.negative_ttl),
-            "negative_ttl(0); leave it out, or use at least a second",
-        );
-        wrong(
-            self.ttl == Some(RouteTtl::UntilInvalidated) && self.dependencies.is_empty(),
-            "until_invalidated() without a dependency would never end; add domain(…) or entity(…)",
-        );
-        wrong(
-            self.dependencies.len() > MAX_DEPENDENCIES,
-            "more than 64 dependencies; use a domain for what changes together",
-        );
-        wrong(
-            self.sharing == Some(Sharing::ByTenant) && tenant.is_none(),
-            "shared_by_tenant() without a tenant; add tenant(Tenant::extension(…)) to the engine's builder",
-        );
-        wrong(
-            self.sharing == Some(Sharing::PerPrincipal) && principal.is_none(),
-            "per_principal() without a principal; add principal(Principal::extension(…)) to the engine's builder",
-        );
-        if let Some(tenant) = tenant.filter(|t| !t.is_witness()) {
-            let unwitnessed = self.sharing == Some(Sharing::ByTenant) && self.witness.is_none();
-            wrong(
-                unwitnessed,
-                &format!(
-                    "shared_by_tenant() with {}, which clients control: anybody could name a tenant; \
-                     use Tenant::extension(…), or add authenticated_by::<T>() with a type that the authentication layer inserts",
-                    tenant.what()
-                ),
-            );
-        }
-        mistakes
-            .into_iter()
-            .map(|mistake| format!("{place}: {mistake}"))
-            .collect()
-    }
-
-    /// Adds names of header fields; the setter that was called is named in the mistake.
-    pub(crate) fn header_names(
-        &mut self,
-        setter: &str,
-        names: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Vec<HeaderName> {
-        let mut parsed = Vec::new();
-        for name in names {
-            match HeaderName::try_from(name.as_ref()) {
-                Ok(name) => parsed.push(name),
-                Err(_) => self.wrong.push(format!(
-                    "{setter}({:?}) is no name of a header field",
-                    name.as_ref()
-                )),
-            }
-        }
-        parsed
-    }
-
-    /// Patterns; an empty list is a mistake.
-    pub(crate) fn patterns(
-        &mut self,
-        setter: &str,
-        names: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Vec<Pattern> {
-        let patterns: Vec<Pattern> = names
-            .into_iter()
-            .map(|name| Pattern::new(name.as_ref()))
-            .collect();
-        if patterns.is_empty() {
-            self.wrong.push(format!(
-                "{setter}([]) names nothing; name something, or leave it out"
-            ));
-        }
-        if patterns.contains(&Pattern::Exactly(String::new())) {
-            self.wrong.push(format!("{setter}: an empty name"));
-        }
-        patterns
-    }
-}
-
-fn or_inherited<T: Clone>(own: Vec<T>, base: &[T]) -> Vec<T> {
-    if own.is_empty() { base.to_vec() } else { own }
-}
 
 /// The setters of a [`Policy`], for a type with a method `policy_mut`.
 macro_rules! policy_setters {
@@ -594,6 +302,154 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Starts from these settings; those made before stay.
+        #[must_use]
+        pub fn policy(mut self, policy: $crate::Policy) -> Self {
+            let own = std::mem::take(self.policy_mut());
+            *self.policy_mut() = own.over(&policy);
+            self
+        }
+
+        /// How long after it has become stale an answer may be served while a background fill replaces it (RFC
+        /// 5861 §3). What the answer says itself goes before it; `must-revalidate`, `proxy-revalidate` and
+        /// `no-cache` forbid it. The fill runs the request that found the answer stale, with its extensions.
+        ///
+        /// An answer that a commit has invalidated is not stale, and is never served so.
+        #[must_use]
+        pub fn stale_while_revalidate(mut self, window: std::time::Duration) -> Self {
+            self.policy_mut().stale.while_revalidate = Some(window);
+            self
+        }
+
+        /// How long after it has become stale an answer may stand in for an error of the inner service: 500, 502,
+        /// 503, 504, an `Err`, or a body that breaks off before its first byte was sent (RFC 5861 §4). What the
+        /// answer says itself goes before it; `must-revalidate`, `proxy-revalidate`, `no-cache` and `s-maxage`
+        /// forbid it.
+        #[must_use]
+        pub fn stale_if_error(mut self, window: std::time::Duration) -> Self {
+            self.policy_mut().stale.if_error = Some(window);
+            self
+        }
+
+        /// An inner service that has not answered after so long counts as failed where `stale_if_error` allows a
+        /// stale answer; what it answers later is stored.
+        #[must_use]
+        pub fn stale_if_error_after(mut self, patience: std::time::Duration) -> Self {
+            self.policy_mut().stale_if_error_after = Some(patience);
+            self
+        }
+
+        /// Also an answer that a commit has invalidated is served while a background fill replaces it, for so
+        /// long after this instance has noticed. **This serves old data**: only for routes where that does not
+        /// matter.
+        #[must_use]
+        pub fn serve_invalidated_while_refreshing(mut self, window: std::time::Duration) -> Self {
+            self.policy_mut().serve_invalidated = Some(window);
+            self
+        }
+
+        /// Whether an answer without explicit freshness is fresh for a tenth of the time since its
+        /// `Last-Modified`, at most a day (RFC 9111 §4.2.2); with a validator alone it is stored to be
+        /// revalidated.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn heuristic_freshness(mut self, on: bool) -> Self {
+            self.policy_mut().heuristic_freshness = Some(on);
+            self
+        }
+
+        /// Whether `Cache-Control` and `Pragma` in requests are obeyed: `no-cache`, `no-store`, `max-age`,
+        /// `min-fresh`, `max-stale`, `only-if-cached` (RFC 9111 §5.2.1). They let anybody defeat the cache.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn request_directives(mut self, on: bool) -> Self {
+            self.policy_mut().request_directives = Some(on);
+            self
+        }
+
+        /// Whether answers with `no-cache` are stored, to be revalidated each time.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn store_no_cache(mut self, on: bool) -> Self {
+            self.policy_mut().store_no_cache = Some(on);
+            self
+        }
+
+        /// Whether answers with `Set-Cookie` are stored if they are explicitly fresh. **Everybody gets the
+        /// cookie.**
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn store_set_cookie(mut self, on: bool) -> Self {
+            self.policy_mut().store_set_cookie = Some(on);
+            self
+        }
+
+        /// Whether answers about one request (401, 407, 412, 416, 417, 421, 425, 426, 428, 429, 431, 511) are
+        /// stored if they are explicitly fresh.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn store_any_status(mut self, on: bool) -> Self {
+            self.policy_mut().store_any_status = Some(on);
+            self
+        }
+
+        /// Whether credentials are dealt with as RFC 9111 says, instead of by witnesses: answers to requests with
+        /// `Authorization` are stored if they say `public`, `s-maxage` or `must-revalidate` (§3.5); cookies, and
+        /// every other field, matter only where the answer names them in `Vary`. **The inner service is trusted
+        /// to say so.**
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn rfc9111_credentials(mut self, on: bool) -> Self {
+            self.policy_mut().rfc9111_credentials = Some(on);
+            self
+        }
+
+        /// Whether the inner service sees the client's preconditions and `Range` on a miss. If not, it answers
+        /// with the whole, which is stored, and the cache answers the client.
+        ///
+        /// Defaults to `false` where the route has a `ttl`, else to `true`.
+        #[must_use]
+        pub fn forward_conditionals(mut self, on: bool) -> Self {
+            self.policy_mut().forward_conditionals = Some(on);
+            self
+        }
+
+        /// The `ETag` of answers whose handler gives none.
+        ///
+        /// Defaults to a weak one.
+        #[must_use]
+        pub fn etag(mut self, etag: $crate::GeneratedEtag) -> Self {
+            self.policy_mut().etag = Some(etag);
+            self
+        }
+
+        /// The fields that take the place of `Cache-Control` for this cache (RFC 9213), the most specific first.
+        /// An empty list switches them off.
+        ///
+        /// Defaults to `CDN-Cache-Control`.
+        #[must_use]
+        pub fn targeted_fields(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+            let names = self.policy_mut().header_names("targeted_fields", names);
+            self.policy_mut().targeted_fields = Some(names);
+            self
+        }
+
+        /// Whether members of `Cache-Groups` and `Cache-Group-Invalidation` (RFC 9875) that are names of domains
+        /// are read as these domains, besides as groups.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn groups_as_domains(mut self, on: bool) -> Self {
+            self.policy_mut().groups_as_domains = Some(on);
+            self
+        }
+
         /// What browsers and other caches on the way are told about answers that belong to a tenant or a
         /// principal and have no `Cache-Control` of their own.
         ///
@@ -606,3 +462,431 @@ macro_rules! policy_setters {
     };
 }
 pub(crate) use policy_setters;
+
+/// Larger bodies are not stored, unless a route says otherwise.
+pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
+
+/// How many scopes an entry may depend on.
+pub(crate) const MAX_DEPENDENCIES: usize = 64;
+
+/// Settings of a route. What is not set is inherited.
+///
+/// A policy is where a configuration starts from; every setting is also one of the engine's builder, of a layer
+/// and of a row of a table of routes. There are two presets:
+///
+/// | | [`application`](Self::application), the default | [`shared_cache`](Self::shared_cache) | setting |
+/// |---|---|---|---|
+/// | requests with credentials | only with a witness and a rule who shares | `Authorization` by RFC 9111 §3.5; cookies by `Vary` | [`rfc9111_credentials`](Self::rfc9111_credentials) |
+/// | freshness | explicit, or the route's `ttl` | explicit, or a heuristic | [`heuristic_freshness`](Self::heuristic_freshness) |
+/// | `no-cache` in the answer | not stored | stored, revalidated each time | [`store_no_cache`](Self::store_no_cache) |
+/// | `Set-Cookie` | not stored | stored if explicitly fresh | [`store_set_cookie`](Self::store_set_cookie) |
+/// | 401, 412, 416, 429 and the like | not stored | stored if explicitly fresh | [`store_any_status`](Self::store_any_status) |
+/// | query | sorted by name | untouched | [`untouched_query`](Self::untouched_query) |
+/// | `Cache-Control` in the request | ignored, since it lets anybody defeat the cache | obeyed | [`request_directives`](Self::request_directives) |
+/// | preconditions and `Range` on a miss | answered by the cache where the route has a `ttl` | passed on | [`forward_conditionals`](Self::forward_conditionals) |
+/// | stale when the inner service fails | where asked for | a day, unless forbidden | [`stale_if_error`](Self::stale_if_error) |
+/// | `ETag` where there is none | weak, from the body | none | [`etag`](Self::etag) |
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    pub(crate) ttl: Option<RouteTtl>,
+    pub(crate) negative_ttl: Option<Duration>,
+    pub(crate) dependencies: Vec<Dependency>,
+    pub(crate) all_tenants: Option<bool>,
+    pub(crate) invalidates: Vec<Scope>,
+    pub(crate) invalidate_on: Option<StatusRule>,
+    pub(crate) sharing: Option<Sharing>,
+    pub(crate) witness: Option<Witness>,
+    pub(crate) credential_headers: Vec<HeaderName>,
+    pub(crate) cookies: Option<CookieRule>,
+    pub(crate) bypass: Option<bool>,
+    pub(crate) bypass_if: Option<HeadRule>,
+    pub(crate) store_if: Option<StoreRule>,
+    pub(crate) key_parts: Vec<KeyPart>,
+    pub(crate) query: Option<QueryRule>,
+    pub(crate) max_body: Option<usize>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) generation: Option<String>,
+    pub(crate) client_cache: Option<ClientCache>,
+    pub(crate) stale: StaleRules,
+    pub(crate) stale_if_error_after: Option<Duration>,
+    pub(crate) serve_invalidated: Option<Duration>,
+    pub(crate) heuristic_freshness: Option<bool>,
+    pub(crate) request_directives: Option<bool>,
+    pub(crate) store_no_cache: Option<bool>,
+    pub(crate) store_set_cookie: Option<bool>,
+    pub(crate) store_any_status: Option<bool>,
+    pub(crate) rfc9111_credentials: Option<bool>,
+    pub(crate) forward_conditionals: Option<bool>,
+    pub(crate) etag: Option<GeneratedEtag>,
+    pub(crate) targeted_fields: Option<Vec<HeaderName>>,
+    pub(crate) groups_as_domains: Option<bool>,
+    /// What the setters found wrong.
+    pub(crate) wrong: Vec<String>,
+}
+
+/// How long a route's answers are fresh that do not say so themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RouteTtl {
+    For(Duration),
+    UntilInvalidated,
+}
+
+impl RouteTtl {
+    /// The store cuts it to its longest lifetime.
+    pub(crate) fn duration(self) -> Duration {
+        match self {
+            Self::For(ttl) => ttl,
+            Self::UntilInvalidated => Duration::MAX,
+        }
+    }
+}
+
+/// What the answers of a route depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Dependency {
+    Scope(Scope),
+    /// The entity of the domain that a parameter of the path names.
+    PathParameter(Domain, String),
+}
+
+/// Who shares the answers of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    ByTenant,
+    PerPrincipal,
+    ByEveryone,
+}
+
+/// What else tells the answers of a route apart.
+#[derive(Debug, Clone)]
+pub(crate) enum KeyPart {
+    Header(HeaderName),
+    Cookie(String),
+    With(Described<KeyFn>),
+}
+
+/// Which cookies carry credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CookieRule {
+    /// All but these.
+    AllBut(Vec<Pattern>),
+    /// These alone.
+    Only(Vec<Pattern>),
+}
+
+impl CookieRule {
+    pub(crate) fn is_credential(&self, name: &[u8]) -> bool {
+        match self {
+            Self::AllBut(patterns) => !patterns.iter().any(|p| p.matches(name)),
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name)),
+        }
+    }
+}
+
+/// What browsers and other caches on the way are told about an answer that belongs to a tenant or a principal
+/// and has no `Cache-Control` of its own. Invalidation does not reach them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ClientCache {
+    /// `private, no-cache`: they may keep it and have to ask each time.
+    #[default]
+    Revalidate,
+    /// This value of `Cache-Control`.
+    Field(HeaderValue),
+    /// Nothing; what they do is up to them.
+    Unchanged,
+}
+
+pub(crate) type KeyFn = dyn Fn(&RequestHead<'_>) -> String + Send + Sync;
+type WitnessFn = dyn Fn(&Extensions) -> bool + Send + Sync;
+type HeadFn = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type StoreFn = dyn Fn(&RequestHead<'_>, &http::response::Parts) -> bool + Send + Sync;
+
+pub(crate) type Witness = Described<WitnessFn>;
+pub(crate) type StatusRule = Described<dyn Fn(StatusCode) -> bool + Send + Sync>;
+pub(crate) type HeadRule = Described<HeadFn>;
+pub(crate) type StoreRule = Described<StoreFn>;
+
+/// A closure of the application's.
+pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>);
+
+impl<F: ?Sized> Clone for Described<F> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<F: ?Sized> fmt::Debug for Described<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("closure")
+    }
+}
+
+/// The validator that the cache gives to answers whose handler gave none. It is made from the body, sent to
+/// clients, and never to the inner service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GeneratedEtag {
+    /// `W/"…"`: enough for conditional requests. A compression layer belongs inside the cache all the same.
+    #[default]
+    Weak,
+    /// `"…"`: also for ranges. Only where nothing outside the cache changes bodies.
+    Strong,
+    /// None.
+    Off,
+}
+
+impl Policy {
+    /// For an application with its own handlers: safe, and useful with a `ttl`. Every setting at its default.
+    #[must_use]
+    pub fn application() -> Self {
+        Self::default()
+    }
+
+    /// For a reverse proxy: what RFC 9111 allows a shared cache. It trusts what answers say about themselves.
+    #[must_use]
+    pub fn shared_cache() -> Self {
+        Self::default()
+            .rfc9111_credentials(true)
+            .heuristic_freshness(true)
+            .store_no_cache(true)
+            .store_set_cookie(true)
+            .store_any_status(true)
+            .untouched_query()
+            .request_directives(true)
+            .forward_conditionals(true)
+            .stale_if_error(Duration::from_secs(24 * 3600))
+            .etag(GeneratedEtag::Off)
+    }
+
+    policy_setters!();
+
+    fn policy_mut(&mut self) -> &mut Self {
+        self
+    }
+
+    /// These settings, and those of `base` where there is none here.
+    pub(crate) fn over(self, base: &Self) -> Self {
+        // exhaustive, so that a new setting cannot be forgotten
+        let Self {
+            ttl,
+            negative_ttl,
+            dependencies,
+            all_tenants,
+            invalidates,
+            invalidate_on,
+            sharing,
+            witness,
+            credential_headers,
+            cookies,
+            bypass,
+            bypass_if,
+            store_if,
+            key_parts,
+            query,
+            max_body,
+            namespace,
+            generation,
+            client_cache,
+            stale,
+            stale_if_error_after,
+            serve_invalidated,
+            heuristic_freshness,
+            request_directives,
+            store_no_cache,
+            store_set_cookie,
+            store_any_status,
+            rfc9111_credentials,
+            forward_conditionals,
+            etag,
+            targeted_fields,
+            groups_as_domains,
+            wrong,
+        } = self;
+        Self {
+            ttl: ttl.or(base.ttl),
+            negative_ttl: negative_ttl.or(base.negative_ttl),
+            dependencies: or_inherited(dependencies, &base.dependencies),
+            all_tenants: all_tenants.or(base.all_tenants),
+            invalidates: or_inherited(invalidates, &base.invalidates),
+            invalidate_on: invalidate_on.or_else(|| base.invalidate_on.clone()),
+            sharing: sharing.or(base.sharing),
+            witness: witness.or_else(|| base.witness.clone()),
+            // these only ever add: a route cannot make the engine's credentials public
+            credential_headers: base
+                .credential_headers
+                .iter()
+                .cloned()
+                .chain(credential_headers)
+                .collect(),
+            cookies: cookies.or_else(|| base.cookies.clone()),
+            bypass: bypass.or(base.bypass),
+            bypass_if: bypass_if.or_else(|| base.bypass_if.clone()),
+            store_if: store_if.or_else(|| base.store_if.clone()),
+            key_parts: or_inherited(key_parts, &base.key_parts),
+            query: query.or_else(|| base.query.clone()),
+            max_body: max_body.or(base.max_body),
+            namespace: namespace.or_else(|| base.namespace.clone()),
+            generation: generation.or_else(|| base.generation.clone()),
+            client_cache: client_cache.or_else(|| base.client_cache.clone()),
+            stale: StaleRules {
+                while_revalidate: stale.while_revalidate.or(base.stale.while_revalidate),
+                if_error: stale.if_error.or(base.stale.if_error),
+            },
+            stale_if_error_after: stale_if_error_after.or(base.stale_if_error_after),
+            serve_invalidated: serve_invalidated.or(base.serve_invalidated),
+            heuristic_freshness: heuristic_freshness.or(base.heuristic_freshness),
+            request_directives: request_directives.or(base.request_directives),
+            store_no_cache: store_no_cache.or(base.store_no_cache),
+            store_set_cookie: store_set_cookie.or(base.store_set_cookie),
+            store_any_status: store_any_status.or(base.store_any_status),
+            rfc9111_credentials: rfc9111_credentials.or(base.rfc9111_credentials),
+            forward_conditionals: forward_conditionals.or(base.forward_conditionals),
+            etag: etag.or(base.etag),
+            targeted_fields: targeted_fields.or_else(|| base.targeted_fields.clone()),
+            groups_as_domains: groups_as_domains.or(base.groups_as_domains),
+            wrong,
+        }
+    }
+
+    pub(crate) fn body_limit(&self) -> usize {
+        self.max_body.unwrap_or(DEFAULT_MAX_BODY)
+    }
+
+    /// The fields that take the place of `Cache-Control`.
+    pub(crate) fn targets(&self) -> &[HeaderName] {
+        static DEFAULT: [HeaderName; 1] = [HeaderName::from_static("cdn-cache-control")];
+        self.targeted_fields.as_deref().unwrap_or(&DEFAULT)
+    }
+
+    /// Whether preconditions and `Range` are left to the inner service.
+    pub(crate) fn forwards_conditionals(&self) -> bool {
+        self.forward_conditionals.unwrap_or(self.ttl.is_none())
+    }
+
+    /// What counts when an answer is judged.
+    pub(crate) fn store_rules(
+        &self,
+        at_run_time: Option<Duration>,
+        has_authorization: bool,
+    ) -> StoreRules<'_> {
+        let on = |setting: Option<bool>| setting == Some(true);
+        StoreRules {
+            lifetimes: Lifetimes {
+                at_run_time,
+                route: self.ttl.map(RouteTtl::duration),
+                negative: self.negative_ttl,
+            },
+            stale: self.stale,
+            heuristics: on(self.heuristic_freshness),
+            no_cache: on(self.store_no_cache),
+            set_cookie: on(self.store_set_cookie),
+            any_status: on(self.store_any_status),
+            authorization: on(self.rfc9111_credentials) && has_authorization,
+            targets: self.targets(),
+        }
+    }
+
+    pub(crate) fn query(&self) -> &QueryRule {
+        self.query.as_ref().unwrap_or(&QueryRule::Sorted)
+    }
+
+    /// What is wrong with the settings, complete as they are with what they inherit: each `place: mistake; mend`.
+    pub(crate) fn mistakes(
+        &self,
+        place: &str,
+        tenant: Option<&Tenant>,
+        principal: Option<&Principal>,
+    ) -> Vec<String> {
+        let mut mistakes = self.wrong.clone();
+        let mut wrong = |applies: bool, text: &str| {
+            if applies {
+                mistakes.push(text.to_owned());
+            }
+        };
+        let is_zero = |ttl: Option<Duration>| ttl.is_some_and(|ttl| ttl.is_zero());
+        wrong(
+            self.ttl == Some(RouteTtl::For(Duration::ZERO)),
+            "ttl(0); use bypass() for a route that must not be cached",
+        );
+        wrong(
+            is_zero(self.negative_ttl),
+            "negative_ttl(0); leave it out, or use at least a second",
+        );
+        wrong(
+            self.ttl == Some(RouteTtl::UntilInvalidated) && self.dependencies.is_empty(),
+            "until_invalidated() without a dependency would never end; add domain(…) or entity(…)",
+        );
+        wrong(
+            self.dependencies.len() > MAX_DEPENDENCIES,
+            "more than 64 dependencies; use a domain for what changes together",
+        );
+        wrong(
+            self.sharing == Some(Sharing::ByTenant) && tenant.is_none(),
+            "shared_by_tenant() without a tenant; add tenant(Tenant::extension(…)) to the engine's builder",
+        );
+        wrong(
+            self.sharing == Some(Sharing::PerPrincipal) && principal.is_none(),
+            "per_principal() without a principal; add principal(Principal::extension(…)) to the engine's builder",
+        );
+        if let Some(tenant) = tenant.filter(|t| !t.is_witness()) {
+            let unwitnessed = self.sharing == Some(Sharing::ByTenant) && self.witness.is_none();
+            wrong(
+                unwitnessed,
+                &format!(
+                    "shared_by_tenant() with {}, which clients control: anybody could name a tenant; \
+                     use Tenant::extension(…), or add authenticated_by::<T>() with a type that the authentication layer inserts",
+                    tenant.what()
+                ),
+            );
+        }
+        mistakes
+            .into_iter()
+            .map(|mistake| format!("{place}: {mistake}"))
+            .collect()
+    }
+
+    /// Adds names of header fields; the setter that was called is named in the mistake.
+    pub(crate) fn header_names(
+        &mut self,
+        setter: &str,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Vec<HeaderName> {
+        let mut parsed = Vec::new();
+        for name in names {
+            match HeaderName::try_from(name.as_ref()) {
+                Ok(name) => parsed.push(name),
+                Err(_) => self.wrong.push(format!(
+                    "{setter}({:?}) is no name of a header field",
+                    name.as_ref()
+                )),
+            }
+        }
+        parsed
+    }
+
+    /// Patterns; an empty list is a mistake.
+    pub(crate) fn patterns(
+        &mut self,
+        setter: &str,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Vec<Pattern> {
+        let patterns: Vec<Pattern> = names
+            .into_iter()
+            .map(|name| Pattern::new(name.as_ref()))
+            .collect();
+        if patterns.is_empty() {
+            self.wrong.push(format!(
+                "{setter}([]) names nothing; name something, or leave it out"
+            ));
+        }
+        if patterns.contains(&Pattern::Exactly(String::new())) {
+            self.wrong.push(format!("{setter}: an empty name"));
+        }
+        patterns
+    }
+}
+
+fn or_inherited<T: Clone>(own: Vec<T>, base: &[T]) -> Vec<T> {
+    if own.is_empty() { base.to_vec() } else { own }
+}

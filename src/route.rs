@@ -78,7 +78,7 @@ impl Route {
 /// A row, ready to be found.
 #[derive(Debug)]
 pub(crate) struct Row {
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
     /// `GET /products/{id}`.
     pub(crate) place: String,
     matched: AtomicBool,
@@ -126,7 +126,7 @@ impl RouteTable {
                     patterns.len() - 1
                 });
             let row = Row {
-                policy,
+                policy: Arc::new(policy),
                 place,
                 matched: AtomicBool::new(false),
             };

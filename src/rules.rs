@@ -6,15 +6,14 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::header::CACHE_CONTROL;
-use http::{HeaderMap, HeaderValue, Request};
+use http::Request;
 
 use crate::cache::Config;
 use crate::head::RequestHead;
 use crate::http::cache_status::Bypass;
 use crate::http::storable::NotStored;
 use crate::plan::Routed;
-use crate::policy::{ClientCache, Policy};
+use crate::policy::Policy;
 use crate::request;
 use crate::route::{MatchedPatterns, RouteTable};
 
@@ -24,7 +23,7 @@ const MAX_EXPLANATIONS: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Rules {
     pub(crate) config: Arc<Config>,
-    policy: Policy,
+    policy: Arc<Policy>,
     mistakes: Vec<String>,
     place: &'static Location<'static>,
     table: Option<Arc<RouteTable>>,
@@ -43,7 +42,7 @@ impl Rules {
         let (policy, mistakes) = config.complete(own, &format!("layer at {place}"));
         Self {
             config,
-            policy,
+            policy: Arc::new(policy),
             mistakes,
             place,
             table,
@@ -152,14 +151,4 @@ impl Rules {
 pub(crate) struct Unused<'a> {
     pub(crate) layer: Option<&'static Location<'static>>,
     pub(crate) routes: Vec<&'a str>,
-}
-
-/// Tells browsers and other caches what they may do with an answer that belongs to somebody.
-pub(crate) fn add_client_cache(headers: &mut HeaderMap, setting: &ClientCache) {
-    let value = match setting {
-        ClientCache::Unchanged => return,
-        ClientCache::Revalidate => HeaderValue::from_static("private, no-cache"),
-        ClientCache::Field(value) => value.clone(),
-    };
-    headers.entry(CACHE_CONTROL).or_insert(value);
 }

@@ -9,19 +9,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::ETAG;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::Engine;
 use super::gauge::Token;
+use super::{Engine, Entry};
 use crate::domain::Scope;
+use crate::http::conditional;
+use crate::http::fields::encode_head;
 use crate::http::storable::Freshness;
 use crate::key::Key;
-use crate::store::{Origin, Record};
+use crate::policy::GeneratedEtag;
+use crate::store::{Marker, Origin, Record};
 
 /// An answer that is being computed.
 pub(crate) struct Fill {
     engine: Arc<Engine>,
+    /// Of the URI; an answer that varies is stored under another one.
     key: Key,
     origin: Origin,
+    stored: Option<Box<Entry>>,
 }
 
 /// What is written next to an answer.
@@ -31,14 +38,32 @@ pub(crate) struct Label {
     pub(crate) authority: String,
     pub(crate) path: String,
     pub(crate) tenant: Option<String>,
+    /// The fields that the answer varies with, and the key of this variant.
+    pub(crate) variant: Option<(Vec<HeaderName>, Key)>,
+}
+
+/// The head of an answer as it is stored.
+#[derive(Debug)]
+pub(crate) struct StoredHead {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// How the validator is made that the handler did not give.
+    pub(crate) etag: GeneratedEtag,
 }
 
 impl Fill {
-    pub(super) fn new(engine: Arc<Engine>, key: Key, origin: Origin) -> Self {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        key: Key,
+        origin: Origin,
+        stored: Option<Entry>,
+    ) -> Self {
+        let stored = stored.map(Box::new);
         Self {
             engine,
             key,
             origin,
+            stored,
         }
     }
 
@@ -46,7 +71,13 @@ impl Fill {
         self.key
     }
 
-    pub(crate) fn begin(self, label: Label, freshness: Freshness, head: Vec<u8>) -> Storing {
+    /// What is stored already, and may be stale or invalid.
+    pub(crate) fn take_stored(&mut self) -> Option<Box<Entry>> {
+        self.stored.take()
+    }
+
+    /// The head is storable; the body is to come.
+    pub(crate) fn begin(self, label: Label, freshness: Freshness, head: StoredHead) -> Storing {
         let pending = self.engine.pending.enter();
         Storing {
             fill: self,
@@ -54,6 +85,64 @@ impl Fill {
             freshness,
             head,
             _pending: pending,
+        }
+    }
+
+    /// The stored answer is the current one (RFC 9111 §4.3.4): it gets this fill's snapshot, scopes and times.
+    pub(crate) fn freshen(self, entry: &Entry, label: Label, freshness: Freshness) {
+        let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
+        let (engine, key) = (self.engine.clone(), entry.key);
+        let freshens = Some(entry.checksum.clone());
+        engine.push(self.record(
+            label,
+            freshness,
+            key,
+            None,
+            head,
+            entry.body.clone(),
+            freshens,
+        ));
+    }
+
+    #[allow(clippy::too_many_arguments)] // private: the parts of a record
+    fn record(
+        self,
+        label: Label,
+        freshness: Freshness,
+        key: Key,
+        marker: Option<Marker>,
+        head: Vec<u8>,
+        body: Bytes,
+        freshens: Option<Vec<u8>>,
+    ) -> Record {
+        let Label {
+            scopes,
+            authority,
+            path,
+            tenant,
+            variant: _,
+        } = label;
+        let Freshness {
+            remaining,
+            age,
+            keep,
+            revalidatable,
+        } = freshness;
+        Record {
+            key,
+            origin: self.origin,
+            scopes,
+            age,
+            ttl: remaining,
+            keep,
+            revalidatable,
+            authority,
+            path,
+            tenant,
+            head,
+            body,
+            freshens,
+            marker,
         }
     }
 }
@@ -73,41 +162,38 @@ pub(crate) struct Storing {
     fill: Fill,
     label: Label,
     freshness: Freshness,
-    head: Vec<u8>,
+    head: StoredHead,
     _pending: Token,
 }
 
 impl Storing {
-    /// The body is complete.
-    pub(crate) fn finish(self, body: Bytes) {
+    /// The body is complete. Returns the validator that was made for it.
+    pub(crate) fn finish(self, body: Bytes) -> Option<HeaderValue> {
         let Self {
             fill,
-            label,
+            mut label,
             freshness,
-            head,
+            mut head,
             _pending,
         } = self;
-        let Label {
-            scopes,
-            authority,
-            path,
-            tenant,
-        } = label;
-        let record = Record {
-            key: fill.key,
-            origin: fill.origin,
-            scopes,
-            age: freshness.age,
-            ttl: freshness.remaining,
-            authority,
-            path,
-            tenant,
-            head,
-            body,
-        };
-        if !fill.engine.is_closed() {
-            fill.engine.writer.push(&fill.engine, record);
+        let etag = generated_etag(&head, &body);
+        if let Some(etag) = &etag {
+            head.headers.insert(ETAG, etag.clone());
         }
+        let encoded = encode_head(head.status, &head.headers, etag.is_some());
+        let (key, marker) = match label.variant.take() {
+            Some((fields, variant)) => (
+                variant,
+                Some(Marker {
+                    key: fill.key,
+                    fields,
+                }),
+            ),
+            None => (fill.key, None),
+        };
+        let engine = fill.engine.clone();
+        engine.push(fill.record(label, freshness, key, marker, encoded, body, None));
+        etag
     }
 
     /// How long a body may go on when nobody reads it any more.
@@ -117,6 +203,16 @@ impl Storing {
 
     pub(crate) fn budget(&self) -> Arc<Budget> {
         self.fill.engine.budget.clone()
+    }
+}
+
+/// The validator of an answer whose handler gave none; of a 200 only, the one that is asked for conditionally.
+fn generated_etag(head: &StoredHead, body: &[u8]) -> Option<HeaderValue> {
+    let wanted = head.status == StatusCode::OK && !head.headers.contains_key(ETAG);
+    match head.etag {
+        GeneratedEtag::Weak if wanted => Some(conditional::generated_etag(body, false)),
+        GeneratedEtag::Strong if wanted => Some(conditional::generated_etag(body, true)),
+        _ => None,
     }
 }
 

@@ -13,6 +13,7 @@ mod gauge;
 mod health;
 mod housekeeping;
 mod readiness;
+mod refresh;
 mod stats;
 mod writer;
 
@@ -21,27 +22,33 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 pub(crate) use changes::ChangeGuard;
-pub(crate) use fill::{Budget, Fill, Label, Reservation, Storing};
+pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;
+pub(crate) use refresh::Refreshing;
 pub use stats::Stats;
 
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::http::cache_status::Bypass;
 use crate::http::fields::decode_head;
+use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Creation, Lookup, Store};
+use crate::store::{Creation, Found, Lookup, Origin, Record, Store, Stored};
 use changes::Changes;
 use gauge::Gauge;
 use health::Health;
 use readiness::Readiness;
+use refresh::Refreshes;
 use stats::Counters;
 use writer::Writer;
+
+/// For how many URIs an instance remembers what their answers vary with.
+const VARYING_URIS: usize = 10_000;
 
 /// What the builder decided.
 #[derive(Debug, Clone)]
@@ -76,6 +83,9 @@ pub(crate) struct Engine {
     reads: Health,
     writes: Health,
     stats: Counters,
+    /// The fields that the answers for a URI vary with, as far as this instance has met them.
+    varying: quick_cache::sync::Cache<Key, Arc<[HeaderName]>>,
+    refreshes: Refreshes,
     closed: AtomicBool,
     enabled: AtomicBool,
 }
@@ -90,22 +100,32 @@ pub struct Capabilities {
     pub durable: bool,
 }
 
-/// A stored answer, ready to be sent.
-#[derive(Debug)]
+/// A stored answer.
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
+    pub(crate) key: Key,
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
+    /// Whether the cache made the `ETag`, so that the handler does not know it.
+    pub(crate) etag_is_ours: bool,
     pub(crate) body: bytes::Bytes,
-    pub(crate) age: Duration,
-    pub(crate) ttl: Duration,
+    pub(crate) condition: Condition,
+    checksum: Vec<u8>,
+}
+
+/// What to ask for: the key of a URI, and how the key of a variant comes about.
+pub(crate) struct Question<'a> {
+    pub(crate) key: Key,
+    pub(crate) variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
+    /// Also answers that are invalid and cannot be revalidated.
+    pub(crate) invalid_too: bool,
 }
 
 /// The outcome of asking for an entry.
 #[derive(Debug)]
 pub(crate) enum Asked {
-    Hit(Entry),
-    /// The inner service is to be asked, and its answer may be stored.
-    Miss(Fill),
+    /// What there is, perhaps nothing; if the inner service is asked, its answer may be stored.
+    Known(Fill),
     /// The inner service is to be asked.
     Unusable(Bypass),
 }
@@ -124,13 +144,15 @@ impl Engine {
             reads: Health::new("reading from the cache"),
             writes: Health::new("writing to the cache"),
             stats: Counters::default(),
+            varying: quick_cache::sync::Cache::new(VARYING_URIS),
+            refreshes: Refreshes::default(),
             closed: AtomicBool::new(false),
             enabled: AtomicBool::new(true),
         })
     }
 
     /// Looks for an entry. Takes at most the lookup deadline.
-    pub(crate) async fn ask(self: &Arc<Self>, key: Key) -> Asked {
+    pub(crate) async fn ask(self: &Arc<Self>, question: Question<'_>) -> Asked {
         if !self.settings.has_database || !self.enabled.load(Ordering::Relaxed) {
             return Asked::Unusable(Bypass::Disabled);
         }
@@ -139,15 +161,19 @@ impl Engine {
         }
         self.housekeeper.start(self);
         self.housekeeper.note_traffic();
-        let within = self.settings.lookup_deadline;
-        let looked_up = in_time(within, async {
+        let looked_up = in_time(self.settings.lookup_deadline, async {
             self.readiness.ensure(self).await?;
-            self.store.lookup(key, within).await
+            self.look_up(&question).await
         });
         match looked_up.await {
-            Ok(lookup) => {
+            Ok(Some((origin, found))) => {
                 self.reads.is_well();
-                self.judge(key, lookup)
+                self.changes.keep_trying(self);
+                self.judge(question.key, origin, found)
+            }
+            Ok(None) => {
+                self.readiness.forget();
+                Asked::Unusable(Bypass::Store)
             }
             Err(error) => {
                 self.stats.count(|s| &s.errors);
@@ -158,33 +184,112 @@ impl Engine {
         }
     }
 
-    fn judge(self: &Arc<Self>, key: Key, lookup: Lookup) -> Asked {
-        match lookup {
-            Lookup::Found(found) if self.changes.concern(&found.probes) => {
-                // a change that we know of and could not write down yet
-                self.changes.keep_trying(self);
-                Asked::Unusable(Bypass::Store)
+    /// One statement where the fields that a URI's answers vary with are known or there are none; else two.
+    async fn look_up(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+    ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
+        let known = self.varying.get(&question.key);
+        let mut keys = vec![question.key];
+        keys.extend(known.as_deref().map(question.variant));
+        let Some((origin, mut stored)) = self.rows(keys.clone(), question.invalid_too).await?
+        else {
+            return Ok(None);
+        };
+        let at = stored.iter().position(|(key, _)| *key == question.key);
+        let fields = match at.map(|at| stored.swap_remove(at)) {
+            Some((key, Stored::Answer(found))) => return Ok(Some((origin, Some((key, found))))),
+            Some((_, Stored::Varies(fields))) => fields,
+            None => return Ok(Some((origin, None))),
+        };
+        let variant = (question.variant)(&fields);
+        let (origin, stored) = if keys.contains(&variant) {
+            (origin, stored)
+        } else {
+            self.varying.insert(question.key, fields.into());
+            match self.rows(vec![variant], question.invalid_too).await? {
+                Some(rows) => rows,
+                None => return Ok(None),
             }
-            Lookup::Found(found) => match decode_head(&found.head) {
-                Some((status, headers)) => {
-                    let (body, age, ttl) = (found.body, found.age, found.ttl);
-                    Asked::Hit(Entry {
-                        status,
-                        headers,
-                        body,
-                        age,
-                        ttl,
-                    })
-                }
-                // stored by a program that wrote it in another way; it will be replaced
-                None => Asked::Miss(Fill::new(self.clone(), key, found.origin)),
+        };
+        let found = stored.into_iter().find_map(|(key, stored)| match stored {
+            Stored::Answer(found) if key == variant => Some((key, found)),
+            _ => None,
+        });
+        Ok(Some((origin, found)))
+    }
+
+    async fn rows(
+        self: &Arc<Self>,
+        keys: Vec<Key>,
+        invalid_too: bool,
+    ) -> Result<Option<(Origin, Vec<(Key, Stored)>)>, Error> {
+        Ok(
+            match self
+                .store
+                .lookup(keys, invalid_too, self.settings.lookup_deadline)
+                .await?
+            {
+                Lookup::Rows { origin, stored } => Some((origin, stored)),
+                Lookup::NoEpoch => None,
             },
-            Lookup::Missing(origin) => Asked::Miss(Fill::new(self.clone(), key, origin)),
-            Lookup::NoEpoch => {
-                self.readiness.forget();
-                Asked::Unusable(Bypass::Store)
-            }
+        )
+    }
+
+    fn judge(self: &Arc<Self>, key: Key, origin: Origin, found: Option<(Key, Found)>) -> Asked {
+        if found
+            .as_ref()
+            .is_some_and(|(_, found)| self.changes.concern(&found.probes))
+        {
+            // a change that we know of and could not write down yet
+            return Asked::Unusable(Bypass::Store);
         }
+        let entry = found.and_then(|(key, found)| {
+            let Found {
+                head,
+                body,
+                valid,
+                age,
+                fresh_for,
+                stale_for,
+                checksum,
+                probes: _,
+            } = found;
+            // a head that does not decode was stored by a program that wrote it in another way
+            let (status, headers, etag_is_ours) = decode_head(&head)?;
+            let condition = Condition {
+                age,
+                fresh_for,
+                stale_for,
+                valid,
+            };
+            Some(Entry {
+                key,
+                status,
+                headers,
+                etag_is_ours,
+                body,
+                condition,
+                checksum,
+            })
+        });
+        Asked::Known(Fill::new(self.clone(), key, origin, entry))
+    }
+
+    fn push(self: &Arc<Self>, record: Record) {
+        if !self.is_closed() {
+            self.writer.push(self, record);
+        }
+    }
+
+    /// Begins to refresh an entry in the background, unless that is going on.
+    pub(crate) fn begin_refresh(self: &Arc<Self>, key: Key) -> Option<Refreshing> {
+        self.refreshes.begin(key)
+    }
+
+    /// How long it has been known that an entry has to be refreshed.
+    pub(crate) fn known_invalid_for(&self, key: Key) -> Duration {
+        self.refreshes.known_for(key)
     }
 
     /// Creates or migrates the schema, whatever `auto_migrate` says.

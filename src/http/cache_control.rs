@@ -1,4 +1,4 @@
-//! `Cache-Control` in responses (RFC 9111 §5.2.2).
+//! `Cache-Control` in responses (RFC 9111 §5.2.2) and requests (§5.2.1).
 //!
 //! 1. Names are case-insensitive; an unknown directive is ignored.
 //! 2. Arguments may be tokens or quoted strings, whatever the directive (§5.2).
@@ -7,7 +7,7 @@
 //! 4. `private` and `no-cache` with field names count as without: a shared cache may always store less.
 
 use http::HeaderMap;
-use http::header::CACHE_CONTROL;
+use http::header::{CACHE_CONTROL, PRAGMA};
 
 /// The largest delta-seconds, also for values that overflow (RFC 9111 §1.2.2).
 const MAX_SECONDS: u64 = 1 << 31;
@@ -18,8 +18,16 @@ pub(crate) struct CacheControl {
     pub(crate) no_store: bool,
     pub(crate) no_cache: bool,
     pub(crate) private: bool,
+    pub(crate) public: bool,
+    pub(crate) must_revalidate: bool,
+    pub(crate) proxy_revalidate: bool,
+    pub(crate) must_understand: bool,
     pub(crate) max_age: Option<u64>,
     pub(crate) s_maxage: Option<u64>,
+    /// RFC 5861.
+    pub(crate) stale_while_revalidate: Option<u64>,
+    /// RFC 5861.
+    pub(crate) stale_if_error: Option<u64>,
 }
 
 impl CacheControl {
@@ -33,22 +41,90 @@ impl CacheControl {
         directives
     }
 
-    fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
+    pub(super) fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
         let is = |directive: &str| name.eq_ignore_ascii_case(directive.as_bytes());
-        let smallest = |known: Option<u64>| {
-            let seconds = delta_seconds(argument);
-            Some(known.map_or(seconds, |k| k.min(seconds)))
-        };
         if is("no-store") {
             self.no_store = true;
         } else if is("no-cache") {
             self.no_cache = true;
         } else if is("private") {
             self.private = true;
+        } else if is("public") {
+            self.public = true;
+        } else if is("must-revalidate") {
+            self.must_revalidate = true;
+        } else if is("proxy-revalidate") {
+            self.proxy_revalidate = true;
+        } else if is("must-understand") {
+            self.must_understand = true;
         } else if is("max-age") {
-            self.max_age = smallest(self.max_age);
+            self.max_age = smallest(self.max_age, argument);
         } else if is("s-maxage") {
-            self.s_maxage = smallest(self.s_maxage);
+            self.s_maxage = smallest(self.s_maxage, argument);
+        } else if is("stale-while-revalidate") {
+            self.stale_while_revalidate = smallest(self.stale_while_revalidate, argument);
+        } else if is("stale-if-error") {
+            self.stale_if_error = smallest(self.stale_if_error, argument);
+        }
+    }
+
+    /// Whether a stale answer must not be served on the cache's own account (RFC 9111 §4.2.4). `s-maxage` says
+    /// so too (§5.2.2.10), but gives way to the RFC 5861 directives next to it.
+    pub(crate) fn forbids_stale(&self) -> bool {
+        self.must_revalidate || self.proxy_revalidate || self.no_cache
+    }
+}
+
+fn smallest(known: Option<u64>, argument: Option<&[u8]>) -> Option<u64> {
+    let seconds = delta_seconds(argument);
+    Some(known.map_or(seconds, |k| k.min(seconds)))
+}
+
+/// The request directives, for a cache that obeys them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RequestDirectives {
+    pub(crate) no_store: bool,
+    pub(crate) no_cache: bool,
+    pub(crate) only_if_cached: bool,
+    pub(crate) max_age: Option<u64>,
+    pub(crate) min_fresh: Option<u64>,
+    /// How stale an answer may be; without an argument, any.
+    pub(crate) max_stale: Option<u64>,
+}
+
+impl RequestDirectives {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut directives = Self::default();
+        for line in headers.get_all(CACHE_CONTROL) {
+            for (name, argument) in members(line.as_bytes()) {
+                directives.add(name, argument.as_deref());
+            }
+        }
+        // RFC 9111 §5.4: Pragma counts where there is no Cache-Control
+        if !headers.contains_key(CACHE_CONTROL) {
+            let mut pragmas = headers
+                .get_all(PRAGMA)
+                .into_iter()
+                .flat_map(|line| members(line.as_bytes()));
+            directives.no_cache = pragmas.any(|(name, _)| name.eq_ignore_ascii_case(b"no-cache"));
+        }
+        directives
+    }
+
+    fn add(&mut self, name: &[u8], argument: Option<&[u8]>) {
+        let is = |directive: &str| name.eq_ignore_ascii_case(directive.as_bytes());
+        if is("no-store") {
+            self.no_store = true;
+        } else if is("no-cache") {
+            self.no_cache = true;
+        } else if is("only-if-cached") {
+            self.only_if_cached = true;
+        } else if is("max-age") {
+            self.max_age = smallest(self.max_age, argument);
+        } else if is("min-fresh") {
+            self.min_fresh = Some(delta_seconds(argument));
+        } else if is("max-stale") {
+            self.max_stale = Some(argument.map_or(MAX_SECONDS, |a| delta_seconds(Some(a))));
         }
     }
 }
@@ -110,6 +186,28 @@ fn unquote(argument: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn request_directives_and_pragma() {
+        let request = |fields: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, value.parse().expect("a field value"));
+            }
+            RequestDirectives::of(&headers)
+        };
+        assert!(request(&[("pragma", "No-Cache")]).no_cache);
+        assert!(!request(&[("pragma", "no-cache"), ("cache-control", "max-age=1")]).no_cache);
+        assert_eq!(
+            request(&[("cache-control", "max-stale")]).max_stale,
+            Some(MAX_SECONDS)
+        );
+        assert_eq!(
+            request(&[("cache-control", "max-stale=5, min-fresh=3")]).max_stale,
+            Some(5)
+        );
+        assert_eq!(request(&[("cache-control", "max-age=x")]).max_age, Some(0));
+    }
 
     fn parse(lines: &[&str]) -> CacheControl {
         let mut headers = HeaderMap::new();

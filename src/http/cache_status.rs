@@ -1,11 +1,11 @@
 //! `Cache-Status` (RFC 9211): what the cache did with a request, and why.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
+use super::reuse::Condition;
 use super::storable::NotStored;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -105,20 +105,44 @@ impl Bypass {
     }
 }
 
+/// Why the inner service was asked (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forward {
+    /// Nothing was stored.
+    Miss,
+    /// What was stored is stale, or a commit has invalidated it.
+    Stale,
+    /// The request wanted another answer than the stored one.
+    Request,
+}
+
+impl Forward {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Miss => "uri-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+        }
+    }
+}
+
 /// What happened to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CacheStatus {
-    /// Answered from the store; fresh for so long.
-    Hit { ttl: Duration },
-    /// Answered by the inner service since nothing was stored; the answer is being stored.
-    Stored { status: StatusCode },
-    /// Answered by the inner service since nothing was stored; the answer is not stored.
+    /// Answered from the store.
+    Hit { condition: Condition },
+    /// Answered by the inner service; the answer is being stored.
+    Stored { why: Forward, status: StatusCode },
+    /// Answered by the inner service; the answer is not stored.
     NotStored {
+        why: Forward,
         status: StatusCode,
         reason: NotStored,
     },
     /// Passed through.
     Bypass { status: StatusCode, reason: Bypass },
+    /// Nothing that the request would accept was stored, and it wanted nothing else.
+    OnlyIfCached,
 }
 
 impl CacheStatus {
@@ -134,18 +158,35 @@ impl CacheStatus {
         let mut member = String::from("pgcache");
         // writing to a String cannot fail
         let _ = match self {
-            Self::Hit { ttl } => write!(member, "; hit; ttl={}", ttl.as_secs()),
-            Self::Stored { status } => write!(
-                member,
-                "; fwd=uri-miss; fwd-status={}; stored",
-                status.as_u16()
-            ),
-            Self::NotStored { status, reason } => {
+            Self::Hit { condition } if condition.stale_for.is_zero() => {
+                write!(member, "; hit; ttl={}", condition.fresh_for.as_secs())
+            }
+            // negative if it is stale (RFC 9211 §2.4)
+            Self::Hit { condition } => {
                 write!(
                     member,
-                    "; fwd=uri-miss; fwd-status={}; detail={}",
-                    status.as_u16(),
-                    reason.as_str()
+                    "; hit; ttl=-{}",
+                    condition.stale_for.as_secs().max(1)
+                )
+            }
+            Self::Stored { why, status } => {
+                write!(
+                    member,
+                    "; fwd={}; fwd-status={}; stored",
+                    why.as_str(),
+                    status.as_u16()
+                )
+            }
+            Self::NotStored {
+                why,
+                status,
+                reason,
+            } => {
+                let (why, reason) = (why.as_str(), reason.as_str());
+                write!(
+                    member,
+                    "; fwd={why}; fwd-status={}; detail={reason}",
+                    status.as_u16()
                 )
             }
             Self::Bypass {
@@ -162,6 +203,7 @@ impl CacheStatus {
                     reason.as_str()
                 )
             }
+            Self::OnlyIfCached => write!(member, "; detail=only-if-cached"),
         };
         member
     }
@@ -170,27 +212,43 @@ impl CacheStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    const FRESH: Condition = Condition {
+        age: Duration::ZERO,
+        fresh_for: Duration::from_millis(1500),
+        stale_for: Duration::ZERO,
+        valid: true,
+    };
 
     #[test]
     fn members_are_those_of_rfc_9211() {
-        let status = StatusCode::OK;
+        let (status, why) = (StatusCode::OK, Forward::Miss);
         let member = |s: CacheStatus| s.member();
         assert_eq!(
-            member(CacheStatus::Hit {
-                ttl: Duration::from_millis(1500)
-            }),
+            member(CacheStatus::Hit { condition: FRESH }),
             "pgcache; hit; ttl=1"
         );
+        let stale = Condition {
+            fresh_for: Duration::ZERO,
+            stale_for: Duration::from_secs(7),
+            ..FRESH
+        };
         assert_eq!(
-            member(CacheStatus::Stored { status }),
+            member(CacheStatus::Hit { condition: stale }),
+            "pgcache; hit; ttl=-7"
+        );
+        assert_eq!(
+            member(CacheStatus::Stored { why, status }),
             "pgcache; fwd=uri-miss; fwd-status=200; stored"
         );
         assert_eq!(
             member(CacheStatus::NotStored {
+                why: Forward::Stale,
                 status,
                 reason: NotStored::SetCookie
             }),
-            "pgcache; fwd=uri-miss; fwd-status=200; detail=set-cookie"
+            "pgcache; fwd=stale; fwd-status=200; detail=set-cookie"
         );
         assert_eq!(
             member(CacheStatus::Bypass {
@@ -212,13 +270,10 @@ mod tests {
     fn the_member_comes_after_those_of_inner_caches() {
         let mut headers = HeaderMap::new();
         headers.insert("cache-status", HeaderValue::from_static("inner; hit"));
-        CacheStatus::Hit {
-            ttl: Duration::ZERO,
-        }
-        .add_to(&mut headers);
+        CacheStatus::Hit { condition: FRESH }.add_to(&mut headers);
         assert_eq!(
             headers.get_all("cache-status").iter().collect::<Vec<_>>(),
-            ["inner; hit", "pgcache; hit; ttl=0"]
+            ["inner; hit", "pgcache; hit; ttl=1"]
         );
     }
 }

@@ -49,15 +49,19 @@ pub(crate) fn stored_fields(headers: &HeaderMap, received: SystemTime) -> Header
     stored
 }
 
+/// Says in the status of a stored head that the cache made the `ETag`.
+const ETAG_IS_OURS: u16 = 1 << 15;
+
 /// The head as bytes: status, then for each line the lengths of name and value, and both. Numbers are
-/// little-endian.
-pub(crate) fn encode_head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+/// little-endian. `etag_is_ours`: the cache made the validator, and the handler does not know it.
+pub(crate) fn encode_head(status: StatusCode, headers: &HeaderMap, etag_is_ours: bool) -> Vec<u8> {
     let size: usize = headers
         .iter()
         .map(|(n, v)| 6 + n.as_str().len() + v.len())
         .sum();
     let mut out = Vec::with_capacity(2 + size);
-    out.extend_from_slice(&status.as_u16().to_le_bytes());
+    let ours = if etag_is_ours { ETAG_IS_OURS } else { 0 };
+    out.extend_from_slice(&(status.as_u16() | ours).to_le_bytes());
     for (name, value) in headers {
         // HeaderName is at most 64 KiB long, HeaderValue at most what one request may carry
         out.extend_from_slice(&(name.as_str().len() as u16).to_le_bytes());
@@ -69,8 +73,9 @@ pub(crate) fn encode_head(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
 }
 
 /// The reverse of [`encode_head`]; `None` if the bytes are not such a head.
-pub(crate) fn decode_head(mut bytes: &[u8]) -> Option<(StatusCode, HeaderMap)> {
-    let status = StatusCode::from_u16(u16::from_le_bytes(take(&mut bytes)?)).ok()?;
+pub(crate) fn decode_head(mut bytes: &[u8]) -> Option<(StatusCode, HeaderMap, bool)> {
+    let first = u16::from_le_bytes(take(&mut bytes)?);
+    let status = StatusCode::from_u16(first & !ETAG_IS_OURS).ok()?;
     let mut headers = HeaderMap::new();
     while !bytes.is_empty() {
         let name_length = u16::from_le_bytes(take(&mut bytes)?);
@@ -85,7 +90,7 @@ pub(crate) fn decode_head(mut bytes: &[u8]) -> Option<(StatusCode, HeaderMap)> {
             .ok()?;
         bytes = rest;
     }
-    Some((status, headers))
+    Some((status, headers, first & ETAG_IS_OURS != 0))
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -115,8 +120,9 @@ mod tests {
             ("x-a", b""),
             ("x-a", b"2"),
         ]);
-        let encoded = encode_head(StatusCode::from_u16(299).expect("a status"), &headers);
-        let (status, decoded) = decode_head(&encoded).expect("a head");
+        let encoded = encode_head(StatusCode::from_u16(299).expect("a status"), &headers, true);
+        let (status, decoded, etag_is_ours) = decode_head(&encoded).expect("a head");
+        assert!(etag_is_ours);
         assert_eq!(status.as_u16(), 299);
         assert_eq!(decoded, headers);
         assert_eq!(
@@ -130,6 +136,7 @@ mod tests {
         let encoded = encode_head(
             StatusCode::OK,
             &map(&[("x-a", b"1"), ("x-long", &[b'x'; 300])]),
+            false,
         );
         let boundaries: Vec<usize> = (0..encoded.len())
             .filter(|&n| decode_head(&encoded[..n]).is_some())

@@ -2,6 +2,11 @@
 
 pub(crate) mod cache_control;
 pub(crate) mod cache_status;
+pub(crate) mod conditional;
 pub(crate) mod fields;
 pub(crate) mod invalidation;
+pub(crate) mod range;
+pub(crate) mod reuse;
 pub(crate) mod storable;
+pub(crate) mod structured;
+pub(crate) mod vary;

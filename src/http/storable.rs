@@ -1,27 +1,45 @@
 //! May this answer be stored, and for how long? (RFC 9111 §3 and §4.2)
 //!
-//! 1. What forbids: `no-store`, `private`, `no-cache`, `Set-Cookie`, `Vary`, a status that is partial, not final
-//!    or about this very request, an event stream or another body without an end.
+//! 1. What forbids: `no-store` (unless `must-understand` lifts it), `private`, `Vary: *`, an event stream or
+//!    another body without an end; by the route's settings also `no-cache`, `Set-Cookie`, and a status that is
+//!    about this very request.
 //! 2. How long: what the handler said at run time, else `s-maxage`, else the route's, else `max-age`, else
-//!    `Expires`. `max-age=0` speaks to browsers and does not override a route's `ttl`.
+//!    `Expires`, else a heuristic if the route allows one. `max-age=0` speaks to browsers and does not override
+//!    a route's `ttl`. A targeted field (RFC 9213) takes the place of `Cache-Control` and `Expires`.
 //! 3. A route's `ttl` applies to 200, 203, 204, 300, 301 and 308, its `negative_ttl` to 404 and 410; every other
 //!    status needs freshness of its own.
 //! 4. `Age` counts as time already spent.
+//! 5. What is not fresh is stored only if it can be of use: revalidated, or served stale.
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{AGE, CONTENT_TYPE, DATE, EXPIRES, SET_COOKIE, VARY};
+use http::header::{AGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, StatusCode, response};
 
 use super::cache_control::CacheControl;
+use super::reuse::{StaleRules, useful_when_stale};
+use super::structured::targeted;
+use super::vary::{Vary, vary_of};
+
+/// An answer with a validator is kept so much longer than it is fresh, to be revalidated.
+const KEPT_FOR_REVALIDATION: Duration = Duration::from_secs(3600);
+
+/// The longest lifetime that a heuristic gives, and the part of the time since the last modification that it is
+/// (RFC 9111 §4.2.2).
+const LONGEST_HEURISTIC: Duration = Duration::from_secs(24 * 3600);
+const HEURISTIC_FRACTION: u32 = 10;
 
 /// An answer that may be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Freshness {
-    /// How long the answer may be served from now on.
+    /// How long the answer is fresh from now on; zero if it has to be revalidated each time.
     pub(crate) remaining: Duration,
     /// How old it was when it arrived.
     pub(crate) age: Duration,
+    /// How long it is of any use from now on.
+    pub(crate) keep: Duration,
+    /// Whether it has a validator that its handler knows.
+    pub(crate) revalidatable: bool,
 }
 
 /// Why an answer is not stored.
@@ -36,7 +54,7 @@ pub enum NotStored {
     NoCache,
     /// The answer sets a cookie.
     SetCookie,
-    /// The answer has a `Vary` field.
+    /// `Vary: *`.
     Vary,
     /// Partial content, not final, or about fields of the request that are no part of the key.
     Status,
@@ -46,6 +64,10 @@ pub enum NotStored {
     NoFreshness,
     /// The answer says that it is already stale.
     Stale,
+    /// RFC 9111 §3.5: an answer to `Authorization` that does not say that it may be shared.
+    Authorization,
+    /// The request says `no-store`.
+    Request,
     /// A request for the head alone.
     Head,
     /// The body is larger than `max_body`.
@@ -70,6 +92,8 @@ impl NotStored {
             Self::Stream => "stream",
             Self::NoFreshness => "no-freshness",
             Self::Stale => "already-stale",
+            Self::Authorization => "authorization",
+            Self::Request => "request-no-store",
             Self::Head => "head",
             Self::TooLarge => "too-large",
             Self::Condition => "store-if",
@@ -91,7 +115,7 @@ impl NotStored {
             }
             Self::SetCookie => "set cookies in answers of their own, or add bypass() to the route",
             Self::Vary => {
-                "leave out Vary, and add key_header(…) for the fields that change the answer"
+                "Vary: * says that no two requests have the same answer; name the fields that change it"
             }
             Self::Status => "the status is about one request and cannot be shared",
             Self::Stream => "a body without an end cannot be stored; add bypass() to the route",
@@ -99,6 +123,10 @@ impl NotStored {
                 "add ttl(…) (for 404 and 410: negative_ttl(…)), or Cache-Control: s-maxage=… to the answer"
             }
             Self::Stale => "the answer says that it is stale already; give it a longer s-maxage",
+            Self::Authorization => {
+                "the request has Authorization; say public, s-maxage or must-revalidate if others may have the answer"
+            }
+            Self::Request => "the request says no-store",
             Self::Head => "a GET stores what later HEAD requests are answered from",
             Self::TooLarge => "raise max_body(…), or add bypass() to the route",
             Self::Condition => "the route's store_if says no",
@@ -115,34 +143,108 @@ pub(crate) struct Lifetimes {
     pub(crate) negative: Option<Duration>,
 }
 
-/// Whether the answer to a GET may be stored. `now` is only held against the answer's own `Expires`, and
-/// therefore comes from the clock that the handler used.
-pub(crate) fn judge(
-    head: &response::Parts,
-    lifetimes: Lifetimes,
-    now: SystemTime,
-) -> Result<Freshness, NotStored> {
-    let directives = CacheControl::of(&head.headers);
-    if let Some(veto) = veto(head, &directives) {
-        return Err(veto);
-    }
-    let lifetime = lifetime(head, &directives, lifetimes, now).ok_or(NotStored::NoFreshness)?;
-    let age = age(&head.headers);
-    match lifetime.checked_sub(age) {
-        Some(remaining) if !remaining.is_zero() => Ok(Freshness { remaining, age }),
-        _ => Err(NotStored::Stale),
-    }
+/// What the route and the request say about storing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StoreRules<'a> {
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) stale: StaleRules,
+    /// RFC 9111 §4.2.2.
+    pub(crate) heuristics: bool,
+    /// `no-cache` may be stored, to be revalidated each time.
+    pub(crate) no_cache: bool,
+    /// `Set-Cookie` may be stored with an answer that is explicitly fresh.
+    pub(crate) set_cookie: bool,
+    /// A status that is about one request may be stored if it is explicitly fresh.
+    pub(crate) any_status: bool,
+    /// The request has `Authorization`, and RFC 9111 §3.5 decides.
+    pub(crate) authorization: bool,
+    /// Fields that take the place of `Cache-Control` (RFC 9213), the first one first.
+    pub(crate) targets: &'a [HeaderName],
 }
 
-fn veto(head: &response::Parts, directives: &CacheControl) -> Option<NotStored> {
+/// The directives that count for this cache.
+pub(crate) fn directives(headers: &HeaderMap, targets: &[HeaderName]) -> CacheControl {
+    targeted(headers, targets).unwrap_or_else(|| CacheControl::of(headers))
+}
+
+/// Whether the answer to a GET may be stored. `now` is only held against the answer's own dates, and therefore
+/// comes from the clock that the handler used.
+pub(crate) fn judge(
+    head: &response::Parts,
+    rules: &StoreRules<'_>,
+    now: SystemTime,
+) -> Result<Freshness, NotStored> {
+    let target = targeted(&head.headers, rules.targets);
+    let is_targeted = target.is_some();
+    let directives = target.unwrap_or_else(|| CacheControl::of(&head.headers));
+    let explicit = explicit_lifetime(head, &directives, rules.lifetimes, now, is_targeted);
+    if let Some(veto) = veto(head, &directives, rules, explicit.is_some()) {
+        return Err(veto);
+    }
+    let lifetime = if directives.no_cache {
+        Some(Duration::ZERO)
+    } else {
+        explicit.or_else(|| heuristic(head, &directives, rules, now))
+    };
+    let revalidatable = head.headers.contains_key(ETAG) || head.headers.contains_key(LAST_MODIFIED);
+    let lifetime = lifetime.or((rules.heuristics && revalidatable).then_some(Duration::ZERO));
+    let lifetime = lifetime.ok_or(NotStored::NoFreshness)?;
+    let age = age(&head.headers);
+    let remaining = lifetime.saturating_sub(age);
+    let stale_use = useful_when_stale(&directives, rules.stale);
+    let revalidation = if revalidatable {
+        KEPT_FOR_REVALIDATION
+    } else {
+        Duration::ZERO
+    };
+    let keep = remaining.saturating_add(stale_use.max(revalidation));
+    // what is stale from the start is worth a row only where a 304 can save the work
+    if remaining.is_zero()
+        && (stale_use.max(revalidation).is_zero() || !(rules.heuristics || rules.no_cache))
+    {
+        return Err(NotStored::Stale);
+    }
+    Ok(Freshness {
+        remaining,
+        age,
+        keep,
+        revalidatable,
+    })
+}
+
+fn veto(
+    head: &response::Parts,
+    directives: &CacheControl,
+    rules: &StoreRules<'_>,
+    is_explicit: bool,
+) -> Option<NotStored> {
+    // RFC 9111 §5.2.2.3
+    let understood = directives.must_understand && is_understood(head.status);
+    let may_be_shared =
+        directives.public || directives.must_revalidate || directives.s_maxage.is_some();
     let vetoes = [
-        (directives.no_store, NotStored::NoStore),
+        (directives.no_store && !understood, NotStored::NoStore),
+        (
+            directives.must_understand && !understood,
+            NotStored::NoStore,
+        ),
         (directives.private, NotStored::Private),
-        (directives.no_cache, NotStored::NoCache),
-        (head.headers.contains_key(SET_COOKIE), NotStored::SetCookie),
-        (head.headers.contains_key(VARY), NotStored::Vary),
-        (!is_for_others_too(head.status), NotStored::Status),
+        (directives.no_cache && !rules.no_cache, NotStored::NoCache),
+        (
+            head.headers.contains_key(SET_COOKIE) && !(rules.set_cookie && is_explicit),
+            NotStored::SetCookie,
+        ),
+        (vary_of(&head.headers) == Vary::Everything, NotStored::Vary),
+        (!is_final_and_complete(head.status), NotStored::Status),
+        (
+            !rules.any_status && is_about_one_request(head.status),
+            NotStored::Status,
+        ),
         (is_endless(&head.headers), NotStored::Stream),
+        (
+            rules.authorization && !may_be_shared,
+            NotStored::Authorization,
+        ),
     ];
     vetoes
         .into_iter()
@@ -150,14 +252,35 @@ fn veto(head: &response::Parts, directives: &CacheControl) -> Option<NotStored> 
 }
 
 /// RFC 9111 §3: the status is final; 206 needs the means to combine parts (§3.3), 304 is no answer of its own.
-/// The others answer to credentials, preconditions, `Range`, `Expect` or the like of one request: stored, they
-/// would let anybody replace an answer with an error.
-fn is_for_others_too(status: StatusCode) -> bool {
+fn is_final_and_complete(status: StatusCode) -> bool {
     !status.is_informational()
-        && !matches!(
-            status.as_u16(),
-            206 | 304 | 401 | 407 | 412 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511
-        )
+        && status != StatusCode::PARTIAL_CONTENT
+        && status != StatusCode::NOT_MODIFIED
+}
+
+/// Answers to credentials, preconditions, `Range`, `Expect` or the like of one request: stored, they would let
+/// anybody replace an answer with an error.
+fn is_about_one_request(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        401 | 407 | 412 | 416 | 417 | 421 | 425 | 426 | 428 | 429 | 431 | 511
+    )
+}
+
+/// Status codes whose requirements for caching this cache knows and meets (RFC 9110 §15).
+fn is_understood(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        200..=205 | 300..=303 | 305 | 307 | 308 | 400..=418 | 421 | 422 | 426 | 500..=505
+    )
+}
+
+/// RFC 9110 §15.1.
+fn is_heuristically_cacheable(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501
+    )
 }
 
 fn is_endless(headers: &HeaderMap) -> bool {
@@ -174,11 +297,12 @@ fn is_endless(headers: &HeaderMap) -> bool {
         || essence.eq_ignore_ascii_case(b"multipart/x-mixed-replace")
 }
 
-fn lifetime(
+fn explicit_lifetime(
     head: &response::Parts,
     directives: &CacheControl,
     lifetimes: Lifetimes,
     now: SystemTime,
+    is_targeted: bool,
 ) -> Option<Duration> {
     let seconds = Duration::from_secs;
     let by_route = match head.status.as_u16() {
@@ -186,26 +310,57 @@ fn lifetime(
         404 | 410 => lifetimes.negative,
         _ => None,
     };
+    let by_target = directives.max_age.filter(|_| is_targeted).map(seconds);
     lifetimes
         .at_run_time
         .or(directives.s_maxage.map(seconds))
+        .or(by_target)
         .or(by_route)
         .or(directives.max_age.map(seconds))
-        .or_else(|| expires(&head.headers, now))
+        .or_else(|| {
+            if is_targeted {
+                None
+            } else {
+                expires(&head.headers, now)
+            }
+        })
+}
+
+/// RFC 9111 §4.2.2.
+fn heuristic(
+    head: &response::Parts,
+    directives: &CacheControl,
+    rules: &StoreRules<'_>,
+    now: SystemTime,
+) -> Option<Duration> {
+    if !rules.heuristics || !(directives.public || is_heuristically_cacheable(head.status)) {
+        return None;
+    }
+    let modified = date(&head.headers, LAST_MODIFIED)?;
+    let since = date(&head.headers, DATE)
+        .unwrap_or(now)
+        .duration_since(modified)
+        .ok()?;
+    Some((since / HEURISTIC_FRACTION).min(LONGEST_HEURISTIC))
+}
+
+fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
+    headers
+        .get(name)?
+        .to_str()
+        .ok()
+        .and_then(|date| httpdate::parse_http_date(date).ok())
 }
 
 /// RFC 9111 §5.3: `Expires` minus `Date`; an invalid date is in the past.
 fn expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let date = |name| {
-        headers
-            .get(name)?
-            .to_str()
-            .ok()
-            .and_then(|d| httpdate::parse_http_date(d).ok())
-    };
     headers.get(EXPIRES)?;
-    let lifetime = date(EXPIRES).and_then(|e| e.duration_since(date(DATE).unwrap_or(now)).ok());
-    Some(lifetime.unwrap_or_default())
+    let received = date(headers, DATE).unwrap_or(now);
+    Some(
+        date(headers, EXPIRES)
+            .and_then(|expires| expires.duration_since(received).ok())
+            .unwrap_or_default(),
+    )
 }
 
 /// RFC 9111 §5.1: the first value counts; an invalid one is ignored.
@@ -238,9 +393,12 @@ mod tests {
         let now = httpdate::parse_http_date(NOW).expect("a date");
         judge(
             &head,
-            Lifetimes {
-                route: ttl,
-                ..Lifetimes::default()
+            &StoreRules {
+                lifetimes: Lifetimes {
+                    route: ttl,
+                    ..Lifetimes::default()
+                },
+                ..StoreRules::default()
             },
             now,
         )

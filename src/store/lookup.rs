@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio_postgres::types::Type;
+use http::HeaderName;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, IsolationLevel, Row};
 
 use super::{Origin, Store};
@@ -15,36 +16,51 @@ use crate::key::Key;
 /// What a lookup found.
 #[derive(Debug)]
 pub(crate) enum Lookup {
-    /// A fresh and valid entry.
-    Found(Found),
-    /// None: whoever fills it begins here.
-    Missing(Origin),
+    /// What there is, perhaps nothing. Whoever fills or replaces something begins at the origin.
+    Rows {
+        origin: Origin,
+        stored: Vec<(Key, Stored)>,
+    },
     /// The epoch is missing or another database's, or this server is no primary.
     NoEpoch,
 }
 
-/// An entry as it was stored, checked against its checksum.
+/// What stands under a key.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    Answer(Found),
+    /// The answers for this URI vary with these fields, and each has a key of its own.
+    Varies(Vec<HeaderName>),
+}
+
+/// An answer as it was stored, checked against its checksum.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) head: Bytes,
     pub(crate) body: Bytes,
     pub(crate) probes: Vec<i64>,
-    /// Where whoever replaces it begins.
-    pub(crate) origin: Origin,
-    /// Both as of the moment of the lookup, by the database's clock.
+    /// Whether nothing that it depends on has changed.
+    pub(crate) valid: bool,
+    /// How old it is, and how long it is still fresh or how long it has been stale, as of the moment of the
+    /// lookup, by the database's clock.
     pub(crate) age: Duration,
-    pub(crate) ttl: Duration,
+    pub(crate) fresh_for: Duration,
+    pub(crate) stale_for: Duration,
+    /// Tells this entry from one that replaces it.
+    pub(crate) checksum: Vec<u8>,
 }
 
 impl Store {
+    /// `invalid_too`: also entries that are invalid and have no validator.
     pub(crate) async fn lookup(
         self: &Arc<Self>,
-        key: Key,
+        keys: Vec<Key>,
+        invalid_too: bool,
         within: Duration,
     ) -> Result<Lookup, Error> {
         self.run(within, move |store, mut connection| async move {
             let rows = store
-                .query_in_read_committed(connection.client(), key)
+                .query_in_read_committed(connection.client(), &keys, invalid_too)
                 .await?;
             let Some(row) = rows.first() else {
                 return Ok(Lookup::NoEpoch);
@@ -52,9 +68,13 @@ impl Store {
             store
                 .read_committed
                 .store(row.try_get("read_committed")?, Ordering::Relaxed);
-            Ok(match found(row, key)? {
-                Some(found) => Lookup::Found(found),
-                None => Lookup::Missing(origin(row)?),
+            let mut stored = Vec::new();
+            for row in &rows {
+                stored.extend(read(row)?);
+            }
+            Ok(Lookup::Rows {
+                origin: origin(row)?,
+                stored,
             })
         })
         .await
@@ -65,11 +85,12 @@ impl Store {
     async fn query_in_read_committed(
         &self,
         client: &mut Client,
-        key: Key,
+        keys: &[Key],
+        invalid_too: bool,
     ) -> Result<Vec<Row>, Error> {
-        let keys = vec![key.as_bytes()];
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] =
-            [(&keys, Type::BYTEA_ARRAY)];
+        let keys: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&keys, Type::BYTEA_ARRAY), (&invalid_too, Type::BOOL)];
         if self.is_read_committed() {
             return Ok(client.query_typed(&self.sql.lookup, &parameters).await?);
         }
@@ -102,29 +123,42 @@ fn origin(row: &Row) -> Result<Origin, Error> {
     })
 }
 
-/// `None` also for an entry that is damaged: it will be stored anew.
-fn found(row: &Row, key: Key) -> Result<Option<Found>, Error> {
-    let Some(head) = row.try_get::<_, Option<&[u8]>>("head")? else {
+/// `None` also for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
+fn read(row: &Row) -> Result<Option<(Key, Stored)>, Error> {
+    let Some(key) = row
+        .try_get::<_, Option<&[u8]>>("key")?
+        .and_then(Key::from_bytes)
+    else {
         return Ok(None);
     };
-    let body: &[u8] = row.try_get("body")?;
+    let valid: bool = row.try_get("valid")?;
+    if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>("vary")? {
+        let fields: Result<_, _> = vary.into_iter().map(HeaderName::try_from).collect();
+        return Ok(fields
+            .ok()
+            .filter(|_| valid)
+            .map(|fields| (key, Stored::Varies(fields))));
+    }
+    let (head, body): (&[u8], &[u8]) = (row.try_get("head")?, row.try_get("body")?);
     let probes: Vec<i64> = row.try_get("probes")?;
     let expected = checksum(key, row.try_get("filled_at")?, &probes, head, body);
     if row.try_get::<_, &[u8]>("checksum")? != expected {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
     }
-    let seconds = |column| {
-        Ok::<_, Error>(Duration::try_from_secs_f64(row.try_get(column)?).unwrap_or_default())
-    };
-    Ok(Some(Found {
+    let ttl: f64 = row.try_get("ttl")?;
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let found = Found {
         head: Bytes::copy_from_slice(head),
         body: Bytes::copy_from_slice(body),
         probes,
-        origin: origin(row)?,
-        age: seconds("age")?,
-        ttl: seconds("ttl")?,
-    }))
+        valid,
+        age: seconds(row.try_get("age")?),
+        fresh_for: seconds(ttl),
+        stale_for: seconds(-ttl),
+        checksum: expected.to_vec(),
+    };
+    Ok(Some((key, Stored::Answer(found))))
 }
 
 /// What is read back is checked before it is served: the answer, and what its validity is judged by. Half a

@@ -22,10 +22,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
-pub(crate) use lookup::Lookup;
+pub(crate) use lookup::{Found, Lookup, Stored};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
-pub(crate) use write::Record;
+pub(crate) use write::{Marker, Record};
 
 use crate::error::{Error, ErrorKind};
 use schema::Sql;

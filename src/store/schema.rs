@@ -61,6 +61,9 @@ pub(super) struct Sql {
     pub(super) schema: String,
     pub(super) lookup: String,
     pub(super) store: String,
+    pub(super) store_marker: String,
+    pub(super) freshen: String,
+    pub(super) delete_keys: String,
     pub(super) invalidate: String,
     pub(super) clear: String,
     pub(super) fold_if_due: String,
@@ -81,8 +84,11 @@ impl Sql {
         let sql = |script: &str| in_schema(script, schema);
         Self {
             schema: schema.clone(),
-            lookup: sql("SELECT * FROM pgcache.lookup($1)"),
+            lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
             store: sql(include_str!("sql/store.sql")),
+            store_marker: sql(include_str!("sql/store_marker.sql")),
+            freshen: sql(include_str!("sql/freshen.sql")),
+            delete_keys: sql(include_str!("sql/delete_keys.sql")),
             invalidate: sql("SELECT pgcache.invalidate_scopes($1, $2, $3, $4)"),
             clear: sql("SELECT pgcache.clear()"),
             fold_if_due: sql(include_str!("sql/fold_if_due.sql")),
@@ -94,9 +100,8 @@ impl Sql {
                 "SELECT relpersistence = 'p' FROM pg_class WHERE oid = 'pgcache.entry'::regclass",
             ),
             #[cfg(feature = "test-util")]
-            expire: sql(
-                "UPDATE pgcache.entry SET expires_at = clock_timestamp() WHERE path = $2 AND authority = coalesce($1, authority)",
-            ),
+            expire: sql("UPDATE pgcache.entry SET expires_at = clock_timestamp() \
+                 WHERE path = $2 AND authority = coalesce($1, authority) AND vary IS NULL"),
             drop_schema: format!("DROP SCHEMA \"{schema}\" CASCADE"),
             renew_epoch: sql(
                 "SELECT pgcache.renew_epoch(), current_setting('default_transaction_isolation') = 'read committed'",

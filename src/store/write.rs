@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderName;
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -23,15 +24,43 @@ pub(crate) struct Record {
     pub(crate) key: Key,
     pub(crate) origin: Origin,
     pub(crate) scopes: Vec<Scope>,
-    /// How old the answer was when the fill began, and how long it may be served from then on: the handler's
-    /// time counts as age (RFC 9111 §4.2.3).
+    /// How old the answer was when the fill began, how long it may be served from then on, and how long it is of
+    /// any use: the handler's time counts as age (RFC 9111 §4.2.3).
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
+    pub(crate) keep: Duration,
+    pub(crate) revalidatable: bool,
     pub(crate) authority: String,
     pub(crate) path: String,
     pub(crate) tenant: Option<String>,
     pub(crate) head: Vec<u8>,
     pub(crate) body: Bytes,
+    /// The checksum of the stored entry that this one has the body of.
+    pub(crate) freshens: Option<Vec<u8>>,
+    /// For an answer that varies.
+    pub(crate) marker: Option<Marker>,
+}
+
+/// Leads from the key of a URI to its variants.
+#[derive(Debug)]
+pub(crate) struct Marker {
+    pub(crate) key: Key,
+    pub(crate) fields: Vec<HeaderName>,
+}
+
+/// One row to be written.
+enum Row<'a> {
+    Entry(&'a Record),
+    Marker(&'a Marker, &'a Record),
+}
+
+impl Row<'_> {
+    fn key(&self) -> Key {
+        match self {
+            Self::Entry(record) => record.key,
+            Self::Marker(marker, _) => marker.key,
+        }
+    }
 }
 
 impl Store {
@@ -39,15 +68,34 @@ impl Store {
     /// deadlock. Returns how many were accepted: a fill from before an epoch, or before the horizon, is not.
     pub(crate) async fn put(
         self: &Arc<Self>,
-        mut records: Vec<Record>,
+        records: Vec<Record>,
         within: Duration,
     ) -> Result<u64, Error> {
-        records.sort_by_key(|r| r.key);
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
+            let entries = records.iter().map(Row::Entry);
+            let markers = records
+                .iter()
+                .filter_map(|r| Some(Row::Marker(r.marker.as_ref()?, r)));
+            let mut rows: Vec<Row<'_>> = entries.chain(markers).collect();
+            rows.sort_by_key(Row::key);
             let mut accepted = 0;
-            for record in &records {
-                accepted += put_one(&transaction, &store.sql, record).await?;
+            let mut given_way: Vec<Vec<u8>> = Vec::new();
+            for row in rows {
+                match row {
+                    Row::Entry(record) => {
+                        accepted += put_entry(&transaction, &store.sql, record).await?;
+                    }
+                    Row::Marker(marker, record) => {
+                        given_way
+                            .extend(put_marker(&transaction, &store.sql, marker, record).await?);
+                    }
+                }
+            }
+            if !given_way.is_empty() {
+                transaction
+                    .execute_typed(&store.sql.delete_keys, &[(&given_way, Type::BYTEA_ARRAY)])
+                    .await?;
             }
             transaction.commit().await?;
             Ok(accepted)
@@ -90,18 +138,22 @@ impl Store {
     }
 }
 
-async fn put_one(client: &impl GenericClient, sql: &Sql, record: &Record) -> Result<u64, Error> {
+async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> Result<u64, Error> {
     let Record {
         key,
         origin,
         scopes,
         age,
         ttl,
+        keep,
+        revalidatable,
         authority,
         path,
         tenant,
         head,
         body,
+        freshens,
+        marker: _,
     } = record;
     let mut probes: Vec<i64> = scopes.iter().flat_map(Scope::probes).collect();
     probes.sort_unstable();
@@ -109,12 +161,13 @@ async fn put_one(client: &impl GenericClient, sql: &Sql, record: &Record) -> Res
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let snapshot = origin.snapshot.to_string();
     let checksum = checksum(*key, &snapshot, &probes, head, body);
-    let (age, ttl) = (
-        age.as_secs_f64().min(MAX_TTL),
-        ttl.as_secs_f64().min(MAX_TTL),
-    );
+    let (age, ttl, keep) = (seconds(*age), seconds(*ttl), seconds(*keep));
     let (key, body, checksum) = (key.as_bytes(), body.as_ref(), checksum.as_slice());
-    let parameters: [(&(dyn ToSql + Sync), Type); 15] = [
+    let (statement, last): (_, &(dyn ToSql + Sync)) = match freshens {
+        None => (&sql.store, &body),
+        Some(checksum_before) => (&sql.freshen, checksum_before),
+    };
+    let parameters: [(&(dyn ToSql + Sync), Type); 17] = [
         (&key, Type::BYTEA),
         (&origin.epoch, Type::TEXT),
         (&origin.incarnation, Type::TEXT),
@@ -123,15 +176,52 @@ async fn put_one(client: &impl GenericClient, sql: &Sql, record: &Record) -> Res
         (&origin.at, Type::FLOAT8),
         (&age, Type::FLOAT8),
         (&ttl, Type::FLOAT8),
+        (&keep, Type::FLOAT8),
+        (revalidatable, Type::BOOL),
         (authority, Type::TEXT),
         (path, Type::TEXT),
         (tenant, Type::TEXT),
         (&readable, Type::TEXT_ARRAY),
         (&checksum, Type::BYTEA),
         (head, Type::BYTEA),
-        (&body, Type::BYTEA),
+        (last, Type::BYTEA),
     ];
-    Ok(client.execute_typed(&sql.store, &parameters).await?)
+    Ok(client.execute_typed(statement, &parameters).await?)
+}
+
+/// Returns the keys of variants that give way to this one.
+async fn put_marker(
+    client: &impl GenericClient,
+    sql: &Sql,
+    marker: &Marker,
+    record: &Record,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let (key, variant) = (marker.key.as_bytes(), record.key.as_bytes());
+    let fields: Vec<&str> = marker.fields.iter().map(HeaderName::as_str).collect();
+    let (snapshot, keep) = (record.origin.snapshot.to_string(), seconds(record.keep));
+    let parameters: [(&(dyn ToSql + Sync), Type); 10] = [
+        (&key, Type::BYTEA),
+        (&record.origin.epoch, Type::TEXT),
+        (&record.origin.incarnation, Type::TEXT),
+        (&snapshot, Type::TEXT),
+        (&fields, Type::TEXT_ARRAY),
+        (&variant, Type::BYTEA),
+        (&record.origin.at, Type::FLOAT8),
+        (&keep, Type::FLOAT8),
+        (&record.authority, Type::TEXT),
+        (&record.path, Type::TEXT),
+    ];
+    let row = client
+        .query_typed_opt(&sql.store_marker, &parameters)
+        .await?;
+    Ok(row
+        .map(|row| row.try_get(0))
+        .transpose()?
+        .unwrap_or_default())
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64().min(MAX_TTL)
 }
 
 async fn invalidate(

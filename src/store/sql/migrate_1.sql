@@ -54,7 +54,13 @@ CREATE /*persistence*/ TABLE pgcache.entry (
     snapshot   pg_snapshot NOT NULL,         -- taken before the handler ran
     probes     bigint[]    NOT NULL,         -- keys that an invalidation of this entry would carry
     born_at    timestamptz NOT NULL,         -- now minus this is its Age (RFC 9111 §4.2.3)
-    expires_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,         -- fresh until then
+    keep_until timestamptz NOT NULL,         -- of some use until then, though stale
+    revalidatable boolean  NOT NULL,         -- has a validator that its handler knows
+    -- Not null: this is no answer, but says which request fields the answers for this URI vary with; each is
+    -- stored under a key of its own, of which the latest stand in `variants`.
+    vary       text[],
+    variants   bytea[],
     -- for people
     authority  text        NOT NULL,
     path       text        NOT NULL,
@@ -115,14 +121,16 @@ CREATE VIEW pgcache.entry_state AS
      CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
                                      THEN e.snapshot ELSE p.folded END AS snapshot) later;
 
--- Asks for entries. One row per stored, fresh and valid entry; one row with a null key if there is none; no
--- row if the cache must not be used (no good epoch, or not a primary). Indexes: entry_pkey, changed_pkey,
+-- Asks for entries. One row per stored entry that is of any use: valid, or revalidatable, or any with
+-- `invalid_too`. One row with a null key if there is none; no row if the cache must not be used (no good epoch,
+-- or not a primary). `ttl` is negative for a stale entry. Indexes: entry_pkey, changed_pkey,
 -- invalidation_xid, whatever the statistics say: the settings see to that, and the plan is made once per
 -- session (making it takes three times as long as running it). The function is STABLE: everything in it sees
 -- the snapshot of the statement that calls it, and that is the one it returns.
-CREATE FUNCTION pgcache.lookup(keys bytea[])
+CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
 RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
-               checksum bytea, head bytea, body bytea, probes bigint[], filled_at text, age float8, ttl float8)
+               valid boolean, vary text[], checksum bytea, head bytea, body bytea, probes bigint[], filled_at text,
+               age float8, ttl float8)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -135,15 +143,17 @@ BEGIN
     SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
            extract(epoch FROM clock_timestamp())::float8,
            current_setting('default_transaction_isolation') = 'read committed',
-           e.key, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
+           e.key, e.valid, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
            extract(epoch FROM clock_timestamp() - e.born_at)::float8,
            extract(epoch FROM e.expires_at - clock_timestamp())::float8
       FROM pgcache.current c
-      LEFT JOIN pgcache.entry_state e
-        ON e.key = ANY (keys)
-       AND e.expires_at > clock_timestamp()
-       AND e.usable
-       AND e.unchanged;
+      LEFT JOIN LATERAL (
+            -- OFFSET 0: or `valid` would be computed wherever it is mentioned
+            SELECT s.*, s.usable AND s.unchanged AS valid
+              FROM pgcache.entry_state s
+             WHERE s.key = ANY (keys) AND s.keep_until > clock_timestamp()
+            OFFSET 0) e
+        ON e.valid OR e.revalidatable OR invalid_too;
 END
 $$;
 

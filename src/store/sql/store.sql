@@ -3,23 +3,26 @@
 -- lies in the future: such a one is damaged.
 -- Index: entry_pkey. The columns that change on a rewrite are not indexed (HOT).
 INSERT INTO pgcache.entry AS e
-       (key, epoch, snapshot, probes, born_at, expires_at, authority, path, tenant, scopes, checksum, head, body)
+       (key, epoch, snapshot, probes, born_at, expires_at, keep_until, revalidatable,
+        authority, path, tenant, scopes, checksum, head, body)
 SELECT $1, c.epoch, s.snapshot, $5,
        to_timestamp($6) - make_interval(secs => $7),
        to_timestamp($6) + make_interval(secs => $8),
-       $9, $10, $11, $12, $13, $14, $15
+       to_timestamp($6) + make_interval(secs => $9),
+       $10, $11, $12, $13, $14, $15, $16, $17
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
  WHERE c.epoch = $2::text::uuid
    AND c.incarnation = $3
-   AND to_timestamp($6) + make_interval(secs => $8) > clock_timestamp()
+   AND to_timestamp($6) + make_interval(secs => $9) > clock_timestamp()
    AND pg_snapshot_xmax(s.snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
    AND pg_snapshot_xmax(s.snapshot) >= pg_snapshot_xmax(c.horizon)
    AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s.snapshot) AS x (xid)
                     WHERE pg_visible_in_snapshot(x.xid, c.horizon))
     ON CONFLICT (key) DO UPDATE
        SET epoch = EXCLUDED.epoch, snapshot = EXCLUDED.snapshot, probes = EXCLUDED.probes,
-           born_at = EXCLUDED.born_at, expires_at = EXCLUDED.expires_at,
+           born_at = EXCLUDED.born_at, expires_at = EXCLUDED.expires_at, keep_until = EXCLUDED.keep_until,
+           revalidatable = EXCLUDED.revalidatable, vary = NULL, variants = NULL,
            authority = EXCLUDED.authority, path = EXCLUDED.path, tenant = EXCLUDED.tenant,
            scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body
      WHERE e.epoch <> EXCLUDED.epoch

@@ -1,0 +1,254 @@
+//! One request on its way through a layer: passing it on, and seeing to what it changes. What is looked up and
+//! stored is in [`read`](crate::read).
+
+use std::sync::Arc;
+
+use http::header::HeaderName;
+use http::{HeaderMap, Request, Response, response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::body::ResponseBody;
+use crate::cache::PgCache;
+use crate::domain::{Domain, Scope};
+use crate::engine::ChangeGuard;
+use crate::http::cache_status::{Bypass, CacheStatus};
+use crate::http::invalidation::{linked_paths, says_unchanged};
+use crate::http::structured::groups;
+use crate::nesting::{Learned, Mark};
+use crate::plan::{Change, Plan};
+use crate::policy::StatusRule;
+use crate::rules::Rules;
+use crate::runtime::{CacheScope, Remarks};
+
+const CACHE_GROUP_INVALIDATION: HeaderName = HeaderName::from_static("cache-group-invalidation");
+
+/// What a request in progress needs of its layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Caching {
+    pub(crate) cache: PgCache,
+    pub(crate) rules: Arc<Rules>,
+}
+
+/// A plan, with what else is known of the request that it is for.
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    /// The tenant of what the request changes; `None` is every tenant.
+    pub(crate) tenant: Option<String>,
+    pub(crate) invalidate_on: Option<StatusRule>,
+    /// The request's head, if the route's `store_if` wants to see it later.
+    pub(crate) head: Option<Request<()>>,
+    /// The row of the table, or axum's pattern.
+    pub(crate) route: Option<String>,
+}
+
+impl Caching {
+    pub(crate) fn plan<B: Body>(&self, request: &Request<B>) -> Planned {
+        self.rules.route(request, |routed| Planned {
+            plan: routed.plan(request),
+            tenant: routed.tenant_of_change(),
+            invalidate_on: routed.policy.invalidate_on.clone(),
+            head: routed
+                .policy
+                .store_if
+                .is_some()
+                .then(|| without_body(request)),
+            route: routed.name(request),
+        })
+    }
+
+    /// Whether the route's `store_if` agrees.
+    pub(crate) fn may_store(&self, head: Option<&Request<()>>, answer: &response::Parts) -> bool {
+        let Some(head) = head else { return true };
+        self.rules.route(head, |routed| {
+            routed
+                .policy
+                .store_if
+                .as_ref()
+                .is_none_or(|rule| rule.0(&routed.head, answer))
+        })
+    }
+
+    pub(crate) fn explained<B>(
+        &self,
+        mut response: Response<B>,
+        status: CacheStatus,
+    ) -> Response<B> {
+        if self.rules.config.cache_status {
+            status.add_to(response.headers_mut());
+        }
+        response
+    }
+}
+
+/// One request on its way through the layer.
+pub(crate) struct Call<S> {
+    pub(crate) cache: Caching,
+    pub(crate) inner: S,
+    pub(crate) tenant: Option<String>,
+    pub(crate) route: Option<String>,
+}
+
+/// An answer of the inner service, and what there is to know about how it came about.
+pub(crate) struct Answered<B> {
+    pub(crate) response: Response<B>,
+    pub(crate) remarks: Remarks,
+    pub(crate) guard: ChangeGuard,
+    pub(crate) mark: Mark,
+}
+
+impl<S> Call<S> {
+    /// Calls the inner service. What the handler says it has changed is seen to, however the call ends.
+    pub(crate) async fn ask_inner<RequestBody, B>(
+        &mut self,
+        mut request: Request<RequestBody>,
+        scopes: Vec<Scope>,
+        learned: Option<Learned>,
+    ) -> Result<Answered<B>, (S::Error, Mark)>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+    {
+        let engine = &self.cache.cache.engine;
+        let mark = Mark::leave(request.extensions_mut(), engine, learned);
+        let scope = CacheScope::active();
+        request.extensions_mut().insert(scope.clone());
+        request.extensions_mut().insert(self.cache.cache.clone());
+        let guard = ChangeGuard::armed(engine.clone(), scopes, scope.clone(), self.tenant.clone());
+        match self.inner.call(request).await {
+            Ok(mut response) => {
+                let remarks = scope.and(Remarks::of(&response));
+                remarks.leave_with(&mut response);
+                Ok(Answered {
+                    response,
+                    remarks,
+                    guard,
+                    mark,
+                })
+            }
+            Err(error) => {
+                if mark.is_claimed_as_change() {
+                    guard.disarm();
+                } else {
+                    guard.commit([]).await;
+                }
+                Err((error, mark))
+            }
+        }
+    }
+
+    /// A request that is neither looked up nor stored.
+    pub(crate) async fn pass<RequestBody, B>(
+        mut self,
+        reason: Bypass,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+    {
+        Mark::claim(request.extensions(), &self.cache.cache.engine, false);
+        let answered = self.ask_inner(request, Vec::new(), None).await;
+        let Answered {
+            response,
+            remarks,
+            guard,
+            mark,
+        } = answered.map_err(|(error, _)| error)?;
+        let response = response.map(ResponseBody::passed);
+        if mark.is_claimed() {
+            guard.disarm();
+            return Ok(response);
+        }
+        guard.commit(remarks.invalidates).await;
+        Ok(self.passed(response, reason))
+    }
+
+    pub(crate) fn passed<B>(&self, response: Response<B>, reason: Bypass) -> Response<B> {
+        self.cache.cache.engine.count_bypass();
+        self.cache
+            .rules
+            .explain_bypass(self.route.as_deref(), reason);
+        let status = response.status();
+        self.cache
+            .explained(response, CacheStatus::Bypass { status, reason })
+    }
+
+    /// An unsafe request: what it may have changed is invalidated before the client has the answer.
+    pub(crate) async fn change<RequestBody, B>(
+        mut self,
+        change: Change,
+        invalidate_on: Option<StatusRule>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+    {
+        Mark::claim(request.extensions(), &self.cache.cache.engine, true);
+        let answered = self.ask_inner(request, change.scopes.clone(), None).await;
+        let Answered {
+            response,
+            remarks,
+            mut guard,
+            mark,
+        } = answered.map_err(|(error, _)| error)?;
+        let response = response.map(ResponseBody::passed);
+        if mark.is_claimed_as_change() {
+            guard.disarm();
+            return Ok(response);
+        }
+        let status = response.status();
+        let mut more = remarks.invalidates;
+        if invalidate_on.map_or(!says_unchanged(status), |rule| rule.0(status)) {
+            more.extend(named_by_the_answer(response.headers(), &change));
+        } else {
+            guard.only_what_is_said();
+        }
+        guard.commit(more).await;
+        if mark.is_claimed() {
+            return Ok(response);
+        }
+        Ok(self.passed(response, Bypass::Method))
+    }
+}
+
+/// RFC 9111 §4.4 and RFC 9875 §3: what the answer to an unsafe request names besides the target.
+fn named_by_the_answer(headers: &HeaderMap, change: &Change) -> Vec<Scope> {
+    let Some(authority) = change.authority.as_deref() else {
+        return Vec::new();
+    };
+    let paths = linked_paths(headers, &change.uri, authority);
+    let mut scopes: Vec<Scope> = paths
+        .iter()
+        .map(|path| Scope::uri(Some(authority), path))
+        .collect();
+    let groups = groups(headers, &CACHE_GROUP_INVALIDATION);
+    scopes.extend(group_scopes(&groups, authority, change.groups_as_domains));
+    scopes
+}
+
+/// The scopes of groups of an origin and, where the route says so, of the domains that they name.
+pub(crate) fn group_scopes<'a>(
+    groups: &'a [String],
+    authority: &'a str,
+    as_domains: bool,
+) -> impl Iterator<Item = Scope> + 'a {
+    let domain = move |group: &String| {
+        as_domains
+            .then(|| Domain::try_from(group.as_str()).ok())
+            .flatten()
+            .map(Scope::from)
+    };
+    groups
+        .iter()
+        .flat_map(move |group| [Some(Scope::group(authority, group)), domain(group)])
+        .flatten()
+}
+
+fn without_body<B>(request: &Request<B>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    *head.version_mut() = request.version();
+    *head.headers_mut() = request.headers().clone();
+    *head.extensions_mut() = request.extensions().clone();
+    head
+}

@@ -1,0 +1,625 @@
+//! A request that may be answered from the store.
+//!
+//! 1. What is stored is served, refreshed, revalidated or replaced, as [`reuse`](crate::http::reuse) decides.
+//! 2. Every fill goes through [`Call::fill`]: on a miss, to revalidate, and in the background.
+//! 3. A stale answer stands in for an error of the inner service where somebody asked for that.
+//! 4. The client's own preconditions and ranges are answered from whatever comes out of it.
+
+use std::time::SystemTime;
+
+use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::answer::{Outcome, Whole, add_client_cache};
+use crate::body::{Limits, ResponseBody, Teed, tee};
+use crate::call::{Answered, Caching, Call, group_scopes};
+use crate::engine::{Asked, Entry, Fill, Label, Question, Refreshing, StoredHead};
+use crate::error::BoxError;
+use crate::http::cache_control::RequestDirectives;
+use crate::http::cache_status::{Bypass, CacheStatus, Forward};
+use crate::http::conditional::{
+    conditionals_of, freshen, is_about, revalidation, take_conditionals,
+};
+use crate::http::fields::stored_fields;
+use crate::http::reuse::{Reuse, decide, may_stand_in};
+use crate::http::storable::{Freshness, NotStored, directives, judge};
+use crate::http::structured::groups;
+use crate::http::vary::{Vary, normalised, vary_of};
+use crate::key::Key;
+use crate::nesting::{Learned, Mark};
+use crate::plan::Read;
+use crate::policy::MAX_DEPENDENCIES;
+use crate::runtime::Remarks;
+
+const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
+
+/// How a fill is asked for: what is known before the inner service is called.
+struct Errand {
+    read: Read,
+    /// For the route's `store_if`.
+    head: Option<Request<()>>,
+    /// What is stored, and may be revalidated or stand in for an error.
+    stored: Option<Box<Entry>>,
+    /// Preconditions and ranges that the cache answers, taken out of the request.
+    conditionals: Option<HeaderMap>,
+    /// Whether the request carries the stored validators.
+    revalidates: bool,
+    /// The request's fields, for answers that vary.
+    fields: HeaderMap,
+    why: Forward,
+    no_store: bool,
+}
+
+impl Caching {
+    /// What an outer layer has learned, or the store.
+    async fn look_up(&self, read: &Read, headers: &HeaderMap, outer: Option<Mark>) -> Learned {
+        if let Some(learned) = outer.and_then(|outer| outer.learned(read.key)) {
+            return learned;
+        }
+        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+        let invalid_too = read.policy.serve_invalidated.is_some();
+        match self
+            .cache
+            .engine
+            .ask(Question {
+                key: read.key,
+                variant: &variant,
+                invalid_too,
+            })
+            .await
+        {
+            Asked::Known(fill) => Learned::Known(fill),
+            Asked::Unusable(reason) => Learned::Unusable(reason),
+        }
+    }
+}
+
+impl<S> Call<S> {
+    pub(crate) async fn read<RequestBody, B>(
+        mut self,
+        read: Read,
+        head: Option<Request<()>>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let asks = match read.policy.request_directives {
+            Some(true) => RequestDirectives::of(request.headers()),
+            _ => RequestDirectives::default(),
+        };
+        let mut fill = match self
+            .cache
+            .look_up(
+                &read,
+                request.headers(),
+                Mark::claim(request.extensions(), &self.cache.cache.engine, false),
+            )
+            .await
+        {
+            Learned::Known(fill) => fill,
+            Learned::Unusable(_) if asks.only_if_cached => return Ok(self.not_cached()),
+            Learned::Unusable(reason) => return self.pass_unusable(reason, request).await,
+        };
+        let stored = fill.take_stored();
+        let reuse = stored
+            .as_deref()
+            .map(|entry| self.reuse(entry, &read, &asks));
+        if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
+            (&stored, reuse)
+        {
+            let conditionals = conditionals_of(request.headers());
+            let answer = self.hit(entry, &read, conditionals.as_ref());
+            if reuse == Reuse::ServeAndRefresh {
+                self.refresh_in_the_background(read, head, request, fill, stored);
+            }
+            return Ok(answer);
+        }
+        if asks.only_if_cached {
+            return Ok(self.not_cached());
+        }
+        let why = match &stored {
+            None => Forward::Miss,
+            Some(_) if asks.no_cache || asks.max_age.is_some() || asks.min_fresh.is_some() => {
+                Forward::Request
+            }
+            Some(_) => Forward::Stale,
+        };
+        let (errand, request) = prepare(read, head, request, stored, why, asks.no_store);
+        self.fill_patiently(errand, request, fill).await
+    }
+
+    fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
+        let says = directives(&entry.headers, read.policy.targets());
+        let reuse = decide(entry.condition, &says, asks, read.policy.stale);
+        match read.policy.serve_invalidated {
+            // on this route's own responsibility
+            Some(window)
+                if reuse == Reuse::Revalidate && !entry.condition.valid && !asks.no_cache =>
+            {
+                let known = self.cache.cache.engine.known_invalid_for(entry.key);
+                if known < window {
+                    Reuse::ServeAndRefresh
+                } else {
+                    reuse
+                }
+            }
+            _ => reuse,
+        }
+    }
+
+    fn hit<B>(
+        &self,
+        entry: &Entry,
+        read: &Read,
+        conditionals: Option<&HeaderMap>,
+    ) -> Response<ResponseBody<B>> {
+        self.cache.cache.engine.count_hit();
+        let response = self.whole(read, entry.into()).answer(conditionals);
+        self.cache.explained(
+            response,
+            CacheStatus::Hit {
+                condition: entry.condition,
+            },
+        )
+    }
+
+    fn whole(&self, read: &Read, outcome: Outcome) -> Whole {
+        Whole {
+            outcome,
+            head_only: read.head_only,
+            client_cache: read.client_cache(),
+        }
+    }
+
+    /// RFC 9111 §5.2.1.7.
+    fn not_cached<B>(&self) -> Response<ResponseBody<B>> {
+        let mut response = Response::new(ResponseBody::empty());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        self.cache.cache.engine.count_miss();
+        self.cache.explained(response, CacheStatus::OnlyIfCached)
+    }
+
+    /// The store cannot be used; an inner layer need not try again.
+    async fn pass_unusable<RequestBody, B>(
+        &mut self,
+        reason: Bypass,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+    {
+        let answered = self
+            .ask_inner(request, Vec::new(), Some(Learned::Unusable(reason)))
+            .await;
+        let Answered {
+            response,
+            remarks,
+            guard,
+            mark,
+        } = answered.map_err(|(error, _)| error)?;
+        let response = response.map(ResponseBody::passed);
+        if mark.is_claimed() {
+            guard.disarm();
+            return Ok(response);
+        }
+        guard.commit(remarks.invalidates).await;
+        Ok(self.passed(response, reason))
+    }
+
+    /// Runs the request that found a stale answer, extensions included, while its client has that answer.
+    fn refresh_in_the_background<RequestBody, B>(
+        self,
+        read: Read,
+        head: Option<Request<()>>,
+        request: Request<RequestBody>,
+        fill: Fill,
+        stored: Option<Box<Entry>>,
+    ) where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let key = stored.as_deref().map_or(read.key, |entry| entry.key);
+        let Some(refreshing) = self.cache.cache.engine.begin_refresh(key) else {
+            return;
+        };
+        let (mut errand, request) = prepare(read, head, request, stored, Forward::Stale, false);
+        // nobody waits for the answer, and what the client asked for is not what is to be stored
+        errand.conditionals = None;
+        tokio::spawn(refresh(self, errand, request, fill, refreshing));
+    }
+
+    /// A fill; after the route's patience has run out, a stale answer goes out and the fill goes on alone.
+    async fn fill_patiently<RequestBody, B>(
+        self,
+        errand: Errand,
+        request: Request<RequestBody>,
+        fill: Fill,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let patience = errand.read.policy.stale_if_error_after;
+        let stand_in = errand.stand_in().zip(patience).map(|(entry, patience)| {
+            let answer: Response<ResponseBody<B>> = self.stale(entry, &errand);
+            (answer, patience)
+        });
+        let Some((stale, patience)) = stand_in else {
+            return self.fill(errand, request, fill).await;
+        };
+        let mut filling = tokio::spawn(self.fill(errand, request, fill));
+        match tokio::time::timeout(patience, &mut filling).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(stopped)) if stopped.is_panic() => {
+                std::panic::resume_unwind(stopped.into_panic())
+            }
+            // the runtime is shutting down, or the patience has run out
+            Ok(Err(_)) | Err(_) => Ok(stale),
+        }
+    }
+
+    /// Asks the inner service, stores or freshens, and answers.
+    async fn fill<RequestBody, B>(
+        mut self,
+        mut errand: Errand,
+        request: Request<RequestBody>,
+        fill: Fill,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let Answered {
+            response,
+            mut remarks,
+            guard,
+            mark,
+        } = match self
+            .ask_inner(request, Vec::new(), Some(Learned::Known(fill)))
+            .await
+        {
+            Ok(answered) => answered,
+            Err((error, mark)) => {
+                return match errand.stand_in().filter(|_| !mark.is_claimed()) {
+                    Some(entry) => Ok(self.stale(entry, &errand)),
+                    None => Err(error),
+                };
+            }
+        };
+        if mark.is_claimed() {
+            guard.disarm();
+            return Ok(response.map(ResponseBody::passed));
+        }
+        guard.commit(std::mem::take(&mut remarks.invalidates)).await;
+        let Some(fill) = mark.take_back() else {
+            return Ok(self.passed(response.map(ResponseBody::passed), Bypass::Store));
+        };
+        self.cache.cache.engine.count_miss();
+        let (head, body) = response.into_parts();
+        if let Some(entry) = errand
+            .stored
+            .take_if(|entry| confirms(errand.revalidates, &head, entry))
+        {
+            return Ok(self.freshen(errand, entry, fill, &head, remarks));
+        }
+        match errand.stand_in().filter(|_| is_error(head.status)) {
+            Some(entry) => Ok(self.stale(entry, &errand)),
+            None => Ok(self.store(errand, fill, head, body, remarks).await),
+        }
+    }
+
+    /// The stored answer is the current one (RFC 9111 §4.3.4): it is freshened, and answers the client.
+    fn freshen<B>(
+        &self,
+        mut errand: Errand,
+        mut entry: Box<Entry>,
+        fill: Fill,
+        head: &response::Parts,
+        remarks: Remarks,
+    ) -> Response<ResponseBody<B>> {
+        let received = SystemTime::now();
+        freshen(&mut entry.headers, &head.headers);
+        let mut judged = response::Response::new(()).into_parts().0;
+        judged.status = entry.status;
+        judged.headers = entry.headers.clone();
+        judged
+            .headers
+            .extend(head.headers.get(AGE).map(|age| (AGE, age.clone())));
+        if !head.headers.contains_key(DATE) {
+            judged.headers.remove(DATE);
+        }
+        let verdict = self.storable(&mut errand, &judged, remarks, received, true);
+        entry.headers = stored_fields(&judged.headers, received);
+        let response = self
+            .whole(&errand.read, entry.as_ref().into())
+            .fresh()
+            .answer(errand.conditionals.as_ref());
+        let status = StatusCode::NOT_MODIFIED;
+        match verdict {
+            Ok((freshness, label)) => {
+                fill.freshen(&entry, label, freshness);
+                self.cache.explained(
+                    response,
+                    CacheStatus::Stored {
+                        why: errand.why,
+                        status,
+                    },
+                )
+            }
+            Err(reason) => self.cache.explained(
+                response,
+                CacheStatus::NotStored {
+                    why: errand.why,
+                    status,
+                    reason,
+                },
+            ),
+        }
+    }
+
+    /// A stored answer in the place of an error.
+    fn stale<B>(&self, entry: &Entry, errand: &Errand) -> Response<ResponseBody<B>> {
+        let response = self
+            .whole(&errand.read, entry.into())
+            .answer(errand.conditionals.as_ref());
+        self.cache.explained(
+            response,
+            CacheStatus::Hit {
+                condition: entry.condition,
+            },
+        )
+    }
+
+    /// A new answer, which is stored if it may be.
+    async fn store<B>(
+        self,
+        mut errand: Errand,
+        fill: Fill,
+        mut head: response::Parts,
+        body: B,
+        remarks: Remarks,
+    ) -> Response<ResponseBody<B>>
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (status, why) = (head.status, errand.why);
+        let received = SystemTime::now();
+        let (freshness, label) = match self.storable(&mut errand, &head, remarks, received, false) {
+            Ok(storable) => storable,
+            Err(reason) => {
+                self.cache
+                    .rules
+                    .explain_not_stored(self.route.as_deref(), reason);
+                let response = Response::from_parts(head, ResponseBody::passed(body));
+                return self.cache.explained(
+                    response,
+                    CacheStatus::NotStored {
+                        why,
+                        status,
+                        reason,
+                    },
+                );
+            }
+        };
+        let policy = errand.read.policy.clone();
+        let stored_head = StoredHead {
+            status,
+            headers: stored_fields(&head.headers, received),
+            etag: policy.etag.unwrap_or_default(),
+        };
+        let limits = Limits {
+            max: policy.body_limit(),
+            announced: content_length(&head.headers),
+        };
+        let storing = fill.begin(label, freshness, stored_head);
+        let response = match tee(body, storing, limits, errand.stand_in().is_some()).await {
+            Teed::Whole(body, etag) => {
+                head.headers
+                    .extend(etag.map(|etag| (http::header::ETAG, etag)));
+                let outcome = Outcome {
+                    status,
+                    headers: head.headers,
+                    body,
+                    age: None,
+                };
+                let mut response = self
+                    .whole(&errand.read, outcome)
+                    .answer(errand.conditionals.as_ref());
+                response.extensions_mut().extend(head.extensions);
+                response
+            }
+            Teed::Streaming(body) => {
+                add_client_cache(&mut head.headers, errand.read.client_cache().as_ref());
+                Response::from_parts(head, body)
+            }
+            Teed::Broken(error) => match errand.stand_in() {
+                Some(entry) => return self.stale(entry, &errand),
+                None => Response::from_parts(head, ResponseBody::broken(error)),
+            },
+        };
+        self.cache
+            .explained(response, CacheStatus::Stored { why, status })
+    }
+
+    /// Whether the answer may be stored, and under which scopes.
+    fn storable(
+        &self,
+        errand: &mut Errand,
+        head: &response::Parts,
+        remarks: Remarks,
+        received: SystemTime,
+        confirmed: bool,
+    ) -> Result<(Freshness, Label), NotStored> {
+        let read = &mut errand.read;
+        if remarks.no_store || remarks.ttl.is_some_and(|ttl| ttl.is_zero()) {
+            return Err(NotStored::NoStore);
+        }
+        if errand.no_store {
+            return Err(NotStored::Request);
+        }
+        let has_authorization = errand.fields.contains_key(AUTHORIZATION);
+        let freshness = judge(
+            head,
+            &read.policy.store_rules(remarks.ttl, has_authorization),
+            received,
+        )?;
+        let mut scopes = std::mem::take(&mut read.scopes);
+        let own_scopes = 1 + usize::from(read.tenant.is_some());
+        let groups = groups(&head.headers, &CACHE_GROUPS);
+        let as_domains = read.policy.groups_as_domains == Some(true);
+        let named = remarks.depends_on.into_iter().chain(group_scopes(
+            &groups,
+            &read.authority,
+            as_domains,
+        ));
+        scopes.extend(named.map(|scope| scope.for_tenant(read.tenant.as_deref())));
+        scopes.sort();
+        scopes.dedup();
+        let too_large = content_length(&head.headers)
+            .is_some_and(|length| length > read.policy.body_limit() as u64);
+        let refusals = [
+            (read.head_only && !confirmed, NotStored::Head),
+            (too_large && !read.head_only, NotStored::TooLarge),
+            (
+                scopes.len() > MAX_DEPENDENCIES + own_scopes,
+                NotStored::TooManyDependencies,
+            ),
+            (
+                !self.cache.may_store(errand.head.as_ref(), head),
+                NotStored::Condition,
+            ),
+        ];
+        if let Some((_, reason)) = refusals.into_iter().find(|(applies, _)| *applies) {
+            return Err(reason);
+        }
+        let variant = match vary_of(&head.headers) {
+            Vary::Fields(fields) => {
+                let key = variant_key(read.key, &fields, &errand.fields);
+                Some((fields, key))
+            }
+            Vary::Nothing | Vary::Everything => None,
+        };
+        let (authority, path, tenant) = (
+            read.authority.clone(),
+            read.path.clone(),
+            read.tenant.clone(),
+        );
+        Ok((
+            freshness,
+            Label {
+                scopes,
+                authority,
+                path,
+                tenant,
+                variant,
+            },
+        ))
+    }
+}
+
+async fn refresh<S, RequestBody, B>(
+    call: Call<S>,
+    errand: Errand,
+    request: Request<RequestBody>,
+    fill: Fill,
+    refreshing: Refreshing,
+) where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    if let Ok(answer) = call.fill(errand, request, fill).await {
+        if !is_error(answer.status()) {
+            refreshing.succeed();
+        }
+    }
+}
+
+impl Errand {
+    /// The stored answer, if it may stand in for an error.
+    fn stand_in(&self) -> Option<&Entry> {
+        let entry = self.stored.as_deref()?;
+        let says = directives(&entry.headers, self.read.policy.targets());
+        may_stand_in(entry.condition, &says, self.read.policy.stale).then_some(entry)
+    }
+}
+
+/// Whether the answer says that the stored one is current: a 304 to its validators (RFC 9111 §4.3.4).
+fn confirms(asked: bool, head: &response::Parts, entry: &Entry) -> bool {
+    asked && head.status == StatusCode::NOT_MODIFIED && is_about(&head.headers, &entry.headers)
+}
+
+/// Takes out of the request what the cache answers itself, and puts in what revalidates.
+fn prepare<RequestBody>(
+    read: Read,
+    head: Option<Request<()>>,
+    mut request: Request<RequestBody>,
+    stored: Option<Box<Entry>>,
+    why: Forward,
+    no_store: bool,
+) -> (Errand, Request<RequestBody>) {
+    let fields = request.headers().clone();
+    let validators = stored
+        .as_deref()
+        .and_then(|entry| revalidation(&entry.headers, entry.etag_is_ours));
+    let is_ours = validators.is_some() || !read.policy.forwards_conditionals();
+    let conditionals = if is_ours {
+        take_conditionals(request.headers_mut())
+    } else {
+        None
+    };
+    let revalidates = validators.is_some();
+    request
+        .headers_mut()
+        .extend(validators.into_iter().flatten());
+    (
+        Errand {
+            read,
+            head,
+            stored,
+            conditionals,
+            revalidates,
+            fields,
+            why,
+            no_store,
+        },
+        request,
+    )
+}
+
+/// The key of the variant that this request selects (RFC 9111 §4.1).
+fn variant_key(key: Key, fields: &[HeaderName], request: &HeaderMap) -> Key {
+    key.variant(
+        fields
+            .iter()
+            .map(|name| (name.as_str(), normalised(request, name))),
+    )
+}
+
+/// RFC 5861 §4.
+fn is_error(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// `None` also for a value that says nothing clear: the body is then as long as it turns out to be.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

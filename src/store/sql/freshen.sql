@@ -1,0 +1,22 @@
+-- Gives the entry that a 304 was about the snapshot, the scopes, the times and the head that the answer brought;
+-- its body stays where it is. $17: the checksum of the entry as it was; one with another was
+-- replaced meanwhile. The other parameters are those of store.sql.
+UPDATE pgcache.entry AS e
+   SET snapshot = s.snapshot, probes = $5,
+       born_at = to_timestamp($6) - make_interval(secs => $7),
+       expires_at = to_timestamp($6) + make_interval(secs => $8),
+       keep_until = to_timestamp($6) + make_interval(secs => $9),
+       revalidatable = $10, authority = $11, path = $12, tenant = $13,
+       scopes = $14, checksum = $15, head = $16
+  FROM pgcache.current c
+ CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
+ WHERE e.key = $1
+   AND e.checksum = $17
+   AND e.epoch = c.epoch
+   AND c.epoch = $2::text::uuid
+   AND c.incarnation = $3
+   AND pg_snapshot_xmax(s.snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
+   AND pg_snapshot_xmax(s.snapshot) >= pg_snapshot_xmax(e.snapshot)
+   AND pg_snapshot_xmax(s.snapshot) >= pg_snapshot_xmax(c.horizon)
+   AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s.snapshot) AS x (xid)
+                    WHERE pg_visible_in_snapshot(x.xid, c.horizon))
