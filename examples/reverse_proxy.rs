@@ -5,6 +5,10 @@
 //! ```
 //!
 //! `--database-url URL` names the Postgres to use; without it there is one that is gone when the program ends.
+//!
+//! `--patient` is for tests that ask again at once, on a busy machine: a request waits until the answers before it
+//! are stored, which else happens in the background, and has long to be looked up.
+//!
 //! `tests/conformance/run` puts this in front of the origin of the public conformance suite for HTTP caches.
 
 #[path = "reverse_proxy/interim.rs"]
@@ -39,8 +43,10 @@ type Db = Pool<PostgresConnectionManager<NoTls>>;
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let options = Options::parse()?;
-    let database = Database::open(options.database_url.as_deref()).await?;
-    let cache = PgCache::builder(database.pool()?).build()?;
+    let (pool, _database) = open(options.database_url.as_deref()).await?;
+    let cache = PgCache::builder(pool)
+        .lookup_deadline(options.lookup_deadline())
+        .build()?;
     cache.ready().await?;
     let proxy = cache.layer().layer(Upstream::new(&options.upstream)?);
 
@@ -52,15 +58,16 @@ async fn main() -> Result<(), BoxError> {
         options.upstream,
         listener.local_addr()?
     );
+    let settle = options.patient.then(|| cache.clone());
     tokio::select! {
-        () = serve(listener, proxy) => {}
+        () = serve(listener, proxy, settle) => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     cache.close().await;
     Ok(())
 }
 
-async fn serve<S, B>(listener: TcpListener, service: S)
+async fn serve<S, B>(listener: TcpListener, service: S, settle: Option<PgCache>)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
@@ -71,7 +78,7 @@ where
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
-                tokio::spawn(serve_connection(socket, service.clone()));
+                tokio::spawn(serve_connection(socket, service.clone(), settle.clone()));
             }
             Err(error) => {
                 // no file descriptor is free, perhaps; soon one will be
@@ -82,7 +89,7 @@ where
     }
 }
 
-async fn serve_connection<S, B>(socket: TcpStream, service: S)
+async fn serve_connection<S, B>(socket: TcpStream, service: S, settle: Option<PgCache>)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + 'static,
@@ -93,9 +100,12 @@ where
     let (io, outbox) = InterimIo::new(socket);
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(outbox.clone());
-        let answer = service.clone().oneshot(request);
-        async {
-            let mut response = answer.await?;
+        let (service, settle) = (service.clone(), settle.clone());
+        async move {
+            if let Some(cache) = settle {
+                cache.settled().await;
+            }
+            let mut response = service.oneshot(request).await?;
             // outside of the cache, so that it meets them and has to do its own part
             remove_fields_of_the_hop(response.headers_mut());
             Ok::<_, Infallible>(response)
@@ -108,50 +118,41 @@ where
         .await;
 }
 
-/// The Postgres of `--database-url`, or one that lives as long as this value.
-enum Database {
-    Given(String),
-    Ephemeral(test_support::Database),
-}
-
-impl Database {
-    async fn open(url: Option<&str>) -> Result<Self, BoxError> {
-        Ok(match url {
-            Some(url) => Self::Given(url.to_owned()),
-            None => Self::Ephemeral(test_support::try_database().await?),
-        })
+/// The Postgres of `url`, or one that lives as long as the second value.
+async fn open(url: Option<&str>) -> Result<(Db, Option<test_support::Database>), BoxError> {
+    const CONNECTIONS: u32 = 8;
+    if let Some(url) = url {
+        let manager = PostgresConnectionManager::new(url.parse()?, NoTls);
+        let pool = Pool::builder().max_size(CONNECTIONS);
+        return Ok((pool.build_unchecked(manager), None));
     }
-
-    fn pool(&self) -> Result<Db, BoxError> {
-        const SIZE: u32 = 8;
-        match self {
-            Self::Given(url) => {
-                let manager = PostgresConnectionManager::new(url.parse()?, NoTls);
-                Ok(Pool::builder().max_size(SIZE).build_unchecked(manager))
-            }
-            Self::Ephemeral(database) => Ok(database.pool(SIZE)),
-        }
-    }
+    let database = test_support::try_database().await?;
+    Ok((database.pool(CONNECTIONS), Some(database)))
 }
 
 struct Options {
     listen: SocketAddr,
     upstream: Uri,
     database_url: Option<String>,
+    patient: bool,
 }
 
 impl Options {
-    const USAGE: &str =
-        "usage: reverse_proxy --listen ADDR --upstream http://HOST[:PORT] [--database-url URL]";
+    const USAGE: &str = "usage: reverse_proxy --listen ADDR --upstream http://HOST[:PORT] [--database-url URL] [--patient]";
 
     fn parse() -> Result<Self, BoxError> {
         let (mut listen, mut upstream, mut database_url) = (None, None, None);
+        let mut patient = false;
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let option = match argument.as_str() {
                 "--listen" => &mut listen,
                 "--upstream" => &mut upstream,
                 "--database-url" => &mut database_url,
+                "--patient" => {
+                    patient = true;
+                    continue;
+                }
                 other => return Err(format!("unknown argument {other}; {}", Self::USAGE).into()),
             };
             let value = arguments
@@ -163,7 +164,16 @@ impl Options {
             listen: required("--listen", listen)?,
             upstream: required("--upstream", upstream)?,
             database_url,
+            patient,
         })
+    }
+
+    fn lookup_deadline(&self) -> Duration {
+        if self.patient {
+            Duration::from_secs(5)
+        } else {
+            Duration::from_millis(100) // the default
+        }
     }
 }
 

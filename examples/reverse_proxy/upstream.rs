@@ -70,8 +70,8 @@ impl Upstream {
         &self,
         mut request: Request<Incoming>,
     ) -> Result<Response<Incoming>, BoxError> {
+        interim::pass_on(&mut request); // looks at the client's version
         self.address_to_origin(&mut request)?;
-        interim::pass_on(&mut request);
         let socket = TcpStream::connect(&*self.address).await?;
         socket.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
