@@ -485,6 +485,7 @@ pub(crate) const MAX_DEPENDENCIES: usize = 64;
 /// | `Cache-Control` in the request | ignored, since it lets anybody defeat the cache | obeyed | [`request_directives`](Self::request_directives) |
 /// | preconditions and `Range` on a miss | answered by the cache where the route has a `ttl` | passed on | [`forward_conditionals`](Self::forward_conditionals) |
 /// | stale when the inner service fails | where asked for | a day, unless forbidden | [`stale_if_error`](Self::stale_if_error) |
+/// | an unsafe request invalidates | unless the answer is a 4xx: a 5xx may come after the commit | if the answer is a 2xx or 3xx | [`invalidate_on`](Self::invalidate_on) |
 /// | `ETag` where there is none | weak, from the body | none | [`etag`](Self::etag) |
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
@@ -657,6 +658,7 @@ impl Policy {
             .forward_conditionals(true)
             .stale_if_error(Duration::from_secs(24 * 3600))
             .etag(GeneratedEtag::Off)
+            .invalidate_on(|status| status.is_success() || status.is_redirection())
     }
 
     policy_setters!();

@@ -7,7 +7,7 @@
 
 use std::time::SystemTime;
 
-use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE};
+use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
@@ -432,8 +432,7 @@ impl<S> Call<S> {
         let storing = fill.begin(label, freshness, stored_head);
         let response = match tee(body, storing, limits, errand.stand_in().is_some()).await {
             Teed::Whole(body, etag) => {
-                head.headers
-                    .extend(etag.map(|etag| (http::header::ETAG, etag)));
+                head.headers.extend(etag.map(|etag| (ETAG, etag)));
                 let outcome = Outcome {
                     status,
                     headers: head.headers,
@@ -564,7 +563,15 @@ impl Errand {
 
 /// Whether the answer says that the stored one is current: a 304 to its validators (RFC 9111 §4.3.4).
 fn confirms(asked: bool, head: &response::Parts, entry: &Entry) -> bool {
-    asked && head.status == StatusCode::NOT_MODIFIED && is_about(&head.headers, &entry.headers)
+    if !asked || head.status != StatusCode::NOT_MODIFIED {
+        return false;
+    }
+    if !entry.etag_is_ours {
+        return is_about(&head.headers, &entry.headers);
+    }
+    let mut known_to_the_handler = entry.headers.clone();
+    known_to_the_handler.remove(ETAG);
+    is_about(&head.headers, &known_to_the_handler)
 }
 
 /// Takes out of the request what the cache answers itself, and puts in what revalidates.

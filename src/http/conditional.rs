@@ -565,7 +565,7 @@ mod tests {
             ]),
         );
         let expected = map(&[
-            ("content-type", "text/html"),
+            ("content-type", "text/plain"),
             ("content-encoding", "gzip"),
             ("etag", r#"W/"a""#),
             ("last-modified", DAY),

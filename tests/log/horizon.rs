@@ -20,7 +20,7 @@ const PRODUCT: Domain = domain!("product");
 async fn enter(sql: &Client, key: &str, snapshot: &str) {
     sql.execute(
         "INSERT INTO pgcache.entry
-         SELECT convert_to($1, 'UTF8'), id, $2::text::pg_snapshot, '{}', now(), 'infinity', '', '', NULL, '{}', '', '', ''
+         SELECT convert_to($1, 'UTF8'), id, $2::text::pg_snapshot, '{}', now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, '{}', '', '', ''
            FROM pgcache.epoch",
         &[&key, &snapshot],
     )

@@ -57,7 +57,7 @@ const SHADOW: &str = "
                        FROM unnest(names, tenants, entities) AS d (name, tenant, entity)
                       CROSS JOIN unnest(shadow.parts(d.tenant)) AS t (part)
                       CROSS JOIN unnest(shadow.parts(d.entity)) AS e (part)),
-               now(), 'infinity', '', '', NULL, '{}', '', '', ''
+               now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, '{}', '', '', ''
           FROM pgcache.epoch p;
         INSERT INTO shadow.dependency
         SELECT enter.key, d.* FROM unnest(names, tenants, entities) AS d (name, tenant, entity);
