@@ -313,11 +313,10 @@ impl<S> Call<S> {
         };
         self.cache.cache.engine.count_miss();
         let (head, body) = response.into_parts();
-        if let Some(entry) = errand
-            .stored
-            .take_if(|entry| confirms(errand.revalidates, &head, entry))
-        {
-            return Ok(self.freshen(errand, entry, fill, &head, remarks));
+        if errand.revalidates && head.status == StatusCode::NOT_MODIFIED {
+            if let Some(entry) = errand.stored.take() {
+                return Ok(self.not_modified(errand, entry, fill, &head, remarks));
+            }
         }
         match errand.stand_in().filter(|_| is_error(head.status)) {
             Some(entry) => Ok(self.stale(entry, &errand)),
@@ -325,8 +324,9 @@ impl<S> Call<S> {
         }
     }
 
-    /// The stored answer is the current one (RFC 9111 §4.3.4): it is freshened, and answers the client.
-    fn freshen<B>(
+    /// The inner service says that the stored answer is the current one: it answers the client, and is freshened if
+    /// the 304 is about it (RFC 9111 §4.3.4).
+    fn not_modified<B>(
         &self,
         mut errand: Errand,
         mut entry: Box<Entry>,
@@ -335,6 +335,9 @@ impl<S> Call<S> {
         remarks: Remarks,
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
+        if !is_about_entry(head, &entry) {
+            return self.stale(&entry, &errand);
+        }
         freshen(&mut entry.headers, &head.headers);
         let mut judged = response::Response::new(()).into_parts().0;
         judged.status = entry.status;
@@ -561,11 +564,8 @@ impl Errand {
     }
 }
 
-/// Whether the answer says that the stored one is current: a 304 to its validators (RFC 9111 §4.3.4).
-fn confirms(asked: bool, head: &response::Parts, entry: &Entry) -> bool {
-    if !asked || head.status != StatusCode::NOT_MODIFIED {
-        return false;
-    }
+/// Whether a 304 is about this entry; its handler does not know a validator that the cache made.
+fn is_about_entry(head: &response::Parts, entry: &Entry) -> bool {
     if !entry.etag_is_ours {
         return is_about(&head.headers, &entry.headers);
     }

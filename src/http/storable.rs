@@ -187,7 +187,9 @@ pub(crate) fn judge(
         explicit.or_else(|| heuristic(head, &directives, rules, now))
     };
     let revalidatable = head.headers.contains_key(ETAG) || head.headers.contains_key(LAST_MODIFIED);
-    let lifetime = lifetime.or((rules.heuristics && revalidatable).then_some(Duration::ZERO));
+    let may_be_stored =
+        rules.heuristics && (directives.public || is_heuristically_cacheable(head.status));
+    let lifetime = lifetime.or((may_be_stored && revalidatable).then_some(Duration::ZERO));
     let lifetime = lifetime.ok_or(NotStored::NoFreshness)?;
     let age = age(&head.headers);
     let remaining = lifetime.saturating_sub(age);
