@@ -13,6 +13,7 @@ use http::{HeaderMap, Uri};
 
 use crate::head::RequestHead;
 use crate::policy::KeyPart;
+use crate::query::decoded;
 use crate::request::cookies;
 
 /// Changes with the parts below and with the encoding of stored heads: entries of another version are never
@@ -44,7 +45,7 @@ pub(crate) fn more_parts(parts: &[KeyPart], head: &RequestHead<'_>) -> Vec<u8> {
             KeyPart::Header(name) => put_all(&mut bytes, header_values(head.headers(), name)),
             KeyPart::Cookie(name) => {
                 let values = cookies(head.headers())
-                    .filter(|(n, _)| *n == name.as_bytes())
+                    .filter(|(n, _)| *n == name.as_bytes() || *decoded(n) == *name.as_bytes())
                     .map(|(_, value)| value);
                 put_all(&mut bytes, values);
             }

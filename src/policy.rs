@@ -101,7 +101,8 @@ impl CookieRule {
     pub(crate) fn is_credential(&self, name: &[u8]) -> bool {
         match self {
             Self::AllBut(patterns) => !patterns.iter().any(|p| p.matches(name)),
-            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name)),
+            // parsers of cookies decode names
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches_decoded(name)),
         }
     }
 }
