@@ -71,7 +71,7 @@ impl Routed<'_> {
                 let read = if request::has_body(request) {
                     Err(Bypass::Body)
                 } else {
-                    self.plan_read()
+                    self.plan_read(request::rewritten(request))
                 };
                 read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
             }
@@ -81,7 +81,7 @@ impl Routed<'_> {
         }
     }
 
-    fn plan_read(&self) -> Result<Read, Bypass> {
+    fn plan_read(&self, rewritten: Option<&str>) -> Result<Read, Bypass> {
         self.may_be_cached()?;
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
@@ -101,6 +101,8 @@ impl Routed<'_> {
             tenant: tenant.as_deref(),
             principal: principal.as_deref(),
             witnessed,
+            settings: &policy.identity,
+            rewritten,
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {

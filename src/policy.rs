@@ -5,6 +5,7 @@
 //! with all other mistakes; a layer with mistakes that nobody asked for passes everything through.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub(crate) struct Policy {
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
     pub(crate) client_cache: Option<ClientCache>,
+    /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
+    pub(crate) identity: String,
     /// What the setters found wrong.
     pub(crate) wrong: Vec<String>,
 }
@@ -131,18 +134,25 @@ pub(crate) type StatusRule = Described<dyn Fn(StatusCode) -> bool + Send + Sync>
 pub(crate) type HeadRule = Described<HeadFn>;
 pub(crate) type StoreRule = Described<StoreFn>;
 
-/// A closure of the application's.
-pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>);
+/// A closure of the application's, and where it was given.
+pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>, &'static Location<'static>);
+
+impl<F: ?Sized> Described<F> {
+    #[track_caller]
+    pub(crate) fn new(closure: Arc<F>) -> Self {
+        Self(closure, Location::caller())
+    }
+}
 
 impl<F: ?Sized> Clone for Described<F> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(self.0.clone(), self.1)
     }
 }
 
 impl<F: ?Sized> fmt::Debug for Described<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("closure")
+        write!(f, "closure at {}", self.1)
     }
 }
 
@@ -170,6 +180,7 @@ impl Policy {
             namespace,
             generation,
             client_cache,
+            identity: _,
             wrong,
         } = self;
         Self {
@@ -181,7 +192,7 @@ impl Policy {
             invalidate_on: invalidate_on.or_else(|| base.invalidate_on.clone()),
             sharing: sharing.or(base.sharing),
             witness: witness.or_else(|| base.witness.clone()),
-            // these only ever add: a route cannot make the engine's credentials public
+            // these and the key's parts only ever add: a route cannot make public what the engine keeps apart
             credential_headers: base
                 .credential_headers
                 .iter()
@@ -192,14 +203,35 @@ impl Policy {
             bypass: bypass.or(base.bypass),
             bypass_if: bypass_if.or_else(|| base.bypass_if.clone()),
             store_if: store_if.or_else(|| base.store_if.clone()),
-            key_parts: or_inherited(key_parts, &base.key_parts),
+            key_parts: base.key_parts.iter().cloned().chain(key_parts).collect(),
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),
             client_cache: client_cache.or_else(|| base.client_cache.clone()),
+            identity: String::new(),
             wrong,
         }
+        .identify()
+    }
+
+    /// Settings that decide who shares an answer are part of the key: what was stored under other ones, by an
+    /// older build or by another layer around the same handler, is not found. Closures are told apart by where
+    /// they were given.
+    fn identify(mut self) -> Self {
+        self.identity = format!(
+            "{:?}",
+            (
+                self.sharing,
+                &self.witness,
+                &self.credential_headers,
+                &self.cookies,
+                &self.bypass_if,
+                &self.key_parts,
+                self.query(),
+            )
+        );
+        self
     }
 
     pub(crate) fn max_body(&self) -> usize {
@@ -397,12 +429,13 @@ macro_rules! policy_setters {
         ///
         /// Defaults to all but 4xx: a 5xx may come after the commit.
         #[must_use]
+        #[track_caller]
         pub fn invalidate_on(
             mut self,
             rule: impl Fn(http::StatusCode) -> bool + Send + Sync + 'static,
         ) -> Self {
             self.policy_mut().invalidate_on =
-                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
@@ -438,10 +471,11 @@ macro_rules! policy_setters {
         /// A type that the authentication layer puts into the extensions of requests that it has authenticated:
         /// the witness for requests with credentials, where neither tenant nor principal are one.
         #[must_use]
+        #[track_caller]
         pub fn authenticated_by<W: Clone + Send + Sync + 'static>(mut self) -> Self {
             let present = |extensions: &http::Extensions| extensions.get::<W>().is_some();
             self.policy_mut().witness =
-                Some($crate::policy::Described(std::sync::Arc::new(present)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(present)));
             self
         }
 
@@ -482,17 +516,19 @@ macro_rules! policy_setters {
 
         /// Requests for which this holds are neither looked up nor stored.
         #[must_use]
+        #[track_caller]
         pub fn bypass_if(
             mut self,
             rule: impl Fn(&$crate::RequestHead<'_>) -> bool + Send + Sync + 'static,
         ) -> Self {
             self.policy_mut().bypass_if =
-                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
         /// Only answers for which this holds are stored, if nothing else forbids it.
         #[must_use]
+        #[track_caller]
         pub fn store_if(
             mut self,
             rule: impl Fn(&$crate::RequestHead<'_>, &http::response::Parts) -> bool
@@ -500,11 +536,13 @@ macro_rules! policy_setters {
             + Sync
             + 'static,
         ) -> Self {
-            self.policy_mut().store_if = Some($crate::policy::Described(std::sync::Arc::new(rule)));
+            self.policy_mut().store_if =
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
-        /// Requests that differ in this field have answers of their own.
+        /// Requests that differ in this field have answers of their own, besides what the engine's settings tell
+        /// apart.
         #[must_use]
         pub fn key_header(mut self, name: impl AsRef<str>) -> Self {
             let names = self.policy_mut().header_names("key_header", [name]);
@@ -527,11 +565,12 @@ macro_rules! policy_setters {
 
         /// Requests that differ in this have answers of their own.
         #[must_use]
+        #[track_caller]
         pub fn key_with(
             mut self,
             part: impl Fn(&$crate::RequestHead<'_>) -> String + Send + Sync + 'static,
         ) -> Self {
-            let part = $crate::policy::Described(
+            let part = $crate::policy::Described::new(
                 std::sync::Arc::new(part) as std::sync::Arc<$crate::policy::KeyFn>
             );
             self.policy_mut()

@@ -79,6 +79,14 @@ pub(crate) fn original_uri<B>(request: &Request<B>) -> &Uri {
     request.uri()
 }
 
+/// The path and query that the inner service sees, if they are not what a nested router leaves of the original
+/// ones: a layer that rewrites URIs may have decided by any field of the request.
+pub(crate) fn rewritten<B>(request: &Request<B>) -> Option<&str> {
+    let (sent, seen) = (original_uri(request), request.uri());
+    let is_rest = sent.path().ends_with(seen.path()) && sent.query() == seen.query();
+    (!is_rest).then(|| seen.path_and_query().map_or("", |path| path.as_str()))
+}
+
 /// The pattern of the axum route that matched.
 pub(crate) fn matched_pattern<B>(request: &Request<B>) -> Option<&str> {
     #[cfg(feature = "axum")]
