@@ -242,10 +242,9 @@ impl Policy {
         self.query.as_ref().unwrap_or(&QueryRule::Sorted)
     }
 
-    /// What is wrong with the settings, complete as they are with what they inherit: each `place: mistake; mend`.
+    /// What is wrong with the settings, complete as they are with what they inherit: each `mistake; mend`.
     pub(crate) fn mistakes(
         &self,
-        place: &str,
         tenant: Option<&Tenant>,
         principal: Option<&Principal>,
     ) -> Vec<String> {
@@ -270,7 +269,7 @@ impl Policy {
         );
         wrong(
             self.dependencies.len() > MAX_DEPENDENCIES,
-            "more than 64 dependencies; use a domain for what changes together",
+            "more than 64 dependencies in domain(…), domains(…) and entity(…); use a domain for what changes together",
         );
         wrong(
             self.sharing == Some(Sharing::ByTenant) && tenant.is_none(),
@@ -292,9 +291,6 @@ impl Policy {
             );
         }
         mistakes
-            .into_iter()
-            .map(|mistake| format!("{place}: {mistake}"))
-            .collect()
     }
 
     /// Adds names of header fields; the setter that was called is named in the mistake.
@@ -308,7 +304,7 @@ impl Policy {
             match HeaderName::try_from(name.as_ref()) {
                 Ok(name) => parsed.push(name),
                 Err(_) => self.wrong.push(format!(
-                    "{setter}({:?}) is no name of a header field",
+                    "{setter}({:?}) is no name of a header field; use one like \"x-api-key\"",
                     name.as_ref()
                 )),
             }
@@ -332,7 +328,9 @@ impl Policy {
             ));
         }
         if patterns.contains(&Pattern::Exactly(String::new())) {
-            self.wrong.push(format!("{setter}: an empty name"));
+            self.wrong.push(format!(
+                "{setter}([\"\"]): an empty name; name something, or leave it out"
+            ));
         }
         patterns
     }
