@@ -90,7 +90,7 @@ async fn without_a_layer_nothing_happens() {
 async fn handlers_find_the_engine_in_the_extensions() {
     let stage = Stage::new().await;
     let purge = |Extension(cache): Extension<PgCache>| async move {
-        cache.invalidate([ITEM]).await.unwrap()
+        cache.invalidate([ITEM]).await.unwrap();
     };
     let app = Router::new()
         .route("/1", get(obey))
