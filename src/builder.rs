@@ -276,7 +276,7 @@ impl<T> PgCacheBuilder<T> {
             self.tenant.as_ref(),
             self.principal.as_ref(),
         );
-        mistakes.extend(check_name(&self.schema).err());
+        let mut wrong = Vec::from_iter(check_name(&self.schema).err());
         let durations = [
             ("default_ttl", self.default_ttl),
             ("lookup_deadline", self.settings.lookup_deadline),
@@ -285,21 +285,26 @@ impl<T> PgCacheBuilder<T> {
         ];
         for (name, duration) in durations {
             if duration.is_zero() {
-                mistakes.push(format!(
+                wrong.push(format!(
                     "{name}(0); use a duration of at least a millisecond"
                 ));
             }
         }
         if self.settings.max_log_rows == 0 {
-            mistakes.push("max_log_rows(0); use at least 1".to_owned());
+            wrong.push("max_log_rows(0); use at least 1".to_owned());
         }
         if let SourceSpec::Own { connections, .. } = &self.source {
             if connections.is_empty() || *connections.end() == 0 {
-                mistakes.push(format!(
+                wrong.push(format!(
                     "connections({connections:?}): the range is empty; use for example 1..=10"
                 ));
             }
         }
+        mistakes.extend(
+            wrong
+                .into_iter()
+                .map(|mistake| format!("engine: {mistake}")),
+        );
         mistakes
     }
 
@@ -322,7 +327,7 @@ impl<T> PgCacheBuilder<T> {
     }
 
     fn checked_schema(&self) -> Result<SchemaName, ConfigError> {
-        check_name(&self.schema).map_err(ConfigError::one)
+        check_name(&self.schema).map_err(|mistake| ConfigError::one(format!("engine: {mistake}")))
     }
 }
 

@@ -70,8 +70,12 @@ pub(crate) fn complete(
     principal: Option<&Principal>,
 ) -> (Policy, Vec<String>) {
     let policy = own.over(base);
-    let mistakes = policy.mistakes(place, tenant, principal);
-    (policy, mistakes)
+    let mut mistakes = policy.mistakes(tenant, principal);
+    // what is inherited is said where it was set
+    let inherited = base.mistakes(tenant, principal);
+    mistakes.retain(|mistake| !inherited.contains(mistake));
+    let placed = mistakes.into_iter().map(|m| format!("{place}: {m}"));
+    (policy, placed.collect())
 }
 
 impl PgCache {

@@ -6,6 +6,7 @@
 //! 3. The URI is the one that the client sent, not what a nested router left of it.
 //! 4. An answer to a request that somebody vouched for has another key than one to a request without a witness,
 //!    and each tenant and each principal has its own.
+//! 5. The settings that decide who shares an answer are part of the key.
 
 use std::fmt;
 
@@ -13,6 +14,7 @@ use http::{HeaderMap, Uri};
 
 use crate::head::RequestHead;
 use crate::policy::KeyPart;
+use crate::query::decoded;
 use crate::request::cookies;
 
 /// Changes with the parts below and with the encoding of stored heads: entries of another version are never
@@ -32,6 +34,10 @@ pub(crate) struct KeyParts<'a> {
     pub(crate) tenant: Option<&'a str>,
     pub(crate) principal: Option<&'a str>,
     pub(crate) witnessed: bool,
+    /// The route's settings, as far as they decide who shares an answer.
+    pub(crate) settings: &'a str,
+    /// What a layer in between has made of the URI.
+    pub(crate) rewritten: Option<&'a str>,
     /// What else the route's settings name, as this request has it.
     pub(crate) more: &'a [u8],
 }
@@ -44,7 +50,7 @@ pub(crate) fn more_parts(parts: &[KeyPart], head: &RequestHead<'_>) -> Vec<u8> {
             KeyPart::Header(name) => put_all(&mut bytes, header_values(head.headers(), name)),
             KeyPart::Cookie(name) => {
                 let values = cookies(head.headers())
-                    .filter(|(n, _)| *n == name.as_bytes())
+                    .filter(|(n, _)| *n == name.as_bytes() || *decoded(n) == *name.as_bytes())
                     .map(|(_, value)| value);
                 put_all(&mut bytes, values);
             }
@@ -93,6 +99,8 @@ impl Key {
             tenant,
             principal,
             witnessed,
+            settings,
+            rewritten,
             more,
         } = *parts;
         let mut hash = LengthPrefixed(blake3::Hasher::new());
@@ -106,6 +114,8 @@ impl Key {
         hash.optional(tenant);
         hash.optional(principal);
         hash.part(&[u8::from(witnessed)]);
+        hash.part(settings.as_bytes());
+        hash.optional(rewritten);
         hash.part(more);
         Self(*hash.0.finalize().as_bytes())
     }
@@ -183,6 +193,8 @@ mod tests {
                                 tenant,
                                 principal,
                                 witnessed,
+                                settings: "",
+                                rewritten: None,
                                 more,
                             };
                             let text = format!("{parts:?}");

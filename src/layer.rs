@@ -47,8 +47,9 @@ pub struct PgCacheLayer {
     policy: Policy,
     table: Option<Arc<RouteTable>>,
     place: &'static Location<'static>,
-    /// Made when the layer is first used, and shared by all services that it makes.
-    rules: OnceLock<Arc<Rules>>,
+    /// Made when the layer is first used, and shared by all services that it and its clones make: axum clones a
+    /// layer for every route.
+    rules: Arc<OnceLock<Arc<Rules>>>,
 }
 
 impl PgCacheLayer {
@@ -94,7 +95,7 @@ impl PgCacheLayer {
             policy: Policy::default(),
             table,
             place: Location::caller(),
-            rules: OnceLock::new(),
+            rules: Arc::default(),
         }
     }
 
@@ -139,7 +140,7 @@ impl PgCacheLayer {
     policy_setters!();
 
     fn policy_mut(&mut self) -> &mut Policy {
-        self.rules.take();
+        self.rules = Arc::default();
         &mut self.policy
     }
 }

@@ -79,7 +79,7 @@ impl Routed<'_> {
                 let read = if request::has_body(request) {
                     Err(Bypass::Body)
                 } else {
-                    self.plan_read()
+                    self.plan_read(request::rewritten(request))
                 };
                 read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
             }
@@ -89,7 +89,7 @@ impl Routed<'_> {
         }
     }
 
-    fn plan_read(&self) -> Result<Read, Bypass> {
+    fn plan_read(&self, rewritten: Option<&str>) -> Result<Read, Bypass> {
         self.may_be_cached()?;
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
@@ -109,6 +109,8 @@ impl Routed<'_> {
             tenant: tenant.as_deref(),
             principal: principal.as_deref(),
             witnessed,
+            settings: &policy.identity,
+            rewritten,
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {
@@ -155,18 +157,23 @@ impl Routed<'_> {
         } = self;
         let config = &rules.config;
         let tenant = config.tenant.as_ref().map(|source| source.of(head));
-        let principal = config.principal.as_ref().and_then(|source| source.of(head));
+        let principal = config
+            .principal
+            .as_ref()
+            .map(|source| source.of(head))
+            .unwrap_or_default();
 
+        // what the authentication layer inserted is a witness even if the name in it is of no use
         let by_tenant = config
             .tenant
             .as_ref()
             .is_some_and(crate::tenant::Tenant::is_witness)
-            && matches!(tenant, Some(Some(_)));
+            && tenant.as_ref().is_some_and(|tenant| tenant.is_present);
         let by_other = policy
             .witness
             .as_ref()
             .is_some_and(|witness| witness.0(head.extensions));
-        let witnessed = by_tenant || principal.is_some() || by_other;
+        let witnessed = by_tenant || principal.is_present || by_other;
 
         let by_rfc = policy.rfc9111_credentials == Some(true);
         let credentials = !by_rfc
@@ -176,7 +183,7 @@ impl Routed<'_> {
                 policy.cookies.as_ref(),
             );
         // somebody may have been authenticated by other means, such as a client certificate
-        if credentials || principal.is_some() || by_other {
+        if credentials || principal.is_present || by_other {
             match policy.sharing {
                 None => return Err(Bypass::Credentials),
                 Some(_) if !witnessed => return Err(Bypass::NoWitness),
@@ -190,13 +197,11 @@ impl Routed<'_> {
                 witnessed,
             });
         }
-        let tenant = match tenant {
-            Some(None) => return Err(Bypass::NoTenant),
-            Some(found) => found,
-            None => None,
-        };
+        let tenant = tenant
+            .map(|tenant| tenant.name.ok_or(Bypass::NoTenant))
+            .transpose()?;
         let principal = match policy.sharing {
-            Some(Sharing::PerPrincipal) => Some(principal.ok_or(Bypass::NoPrincipal)?),
+            Some(Sharing::PerPrincipal) => Some(principal.name.ok_or(Bypass::NoPrincipal)?),
             _ => None,
         };
         Ok(Sharer {
@@ -262,7 +267,7 @@ impl Routed<'_> {
             .config
             .tenant
             .as_ref()
-            .and_then(|source| source.of(&self.head))
+            .and_then(|source| source.of(&self.head).name)
     }
 }
 

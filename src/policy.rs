@@ -5,6 +5,7 @@
 //! with all other mistakes; a layer with mistakes that nobody asked for passes everything through.
 
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,12 +105,13 @@ macro_rules! policy_setters {
         ///
         /// Defaults to all but 4xx: a 5xx may come after the commit.
         #[must_use]
+        #[track_caller]
         pub fn invalidate_on(
             mut self,
             rule: impl Fn(http::StatusCode) -> bool + Send + Sync + 'static,
         ) -> Self {
             self.policy_mut().invalidate_on =
-                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
@@ -145,10 +147,11 @@ macro_rules! policy_setters {
         /// A type that the authentication layer puts into the extensions of requests that it has authenticated:
         /// the witness for requests with credentials, where neither tenant nor principal are one.
         #[must_use]
+        #[track_caller]
         pub fn authenticated_by<W: Clone + Send + Sync + 'static>(mut self) -> Self {
             let present = |extensions: &http::Extensions| extensions.get::<W>().is_some();
             self.policy_mut().witness =
-                Some($crate::policy::Described(std::sync::Arc::new(present)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(present)));
             self
         }
 
@@ -189,17 +192,19 @@ macro_rules! policy_setters {
 
         /// Requests for which this holds are neither looked up nor stored.
         #[must_use]
+        #[track_caller]
         pub fn bypass_if(
             mut self,
             rule: impl Fn(&$crate::RequestHead<'_>) -> bool + Send + Sync + 'static,
         ) -> Self {
             self.policy_mut().bypass_if =
-                Some($crate::policy::Described(std::sync::Arc::new(rule)));
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
         /// Only answers for which this holds are stored, if nothing else forbids it.
         #[must_use]
+        #[track_caller]
         pub fn store_if(
             mut self,
             rule: impl Fn(&$crate::RequestHead<'_>, &http::response::Parts) -> bool
@@ -207,11 +212,13 @@ macro_rules! policy_setters {
             + Sync
             + 'static,
         ) -> Self {
-            self.policy_mut().store_if = Some($crate::policy::Described(std::sync::Arc::new(rule)));
+            self.policy_mut().store_if =
+                Some($crate::policy::Described::new(std::sync::Arc::new(rule)));
             self
         }
 
-        /// Requests that differ in this field have answers of their own.
+        /// Requests that differ in this field have answers of their own, besides what the engine's settings tell
+        /// apart.
         #[must_use]
         pub fn key_header(mut self, name: impl AsRef<str>) -> Self {
             let names = self.policy_mut().header_names("key_header", [name]);
@@ -234,11 +241,12 @@ macro_rules! policy_setters {
 
         /// Requests that differ in this have answers of their own.
         #[must_use]
+        #[track_caller]
         pub fn key_with(
             mut self,
             part: impl Fn(&$crate::RequestHead<'_>) -> String + Send + Sync + 'static,
         ) -> Self {
-            let part = $crate::policy::Described(
+            let part = $crate::policy::Described::new(
                 std::sync::Arc::new(part) as std::sync::Arc<$crate::policy::KeyFn>
             );
             self.policy_mut()
@@ -521,6 +529,8 @@ pub struct Policy {
     pub(crate) etag: Option<GeneratedEtag>,
     pub(crate) targeted_fields: Option<Vec<HeaderName>>,
     pub(crate) groups_as_domains: Option<bool>,
+    /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
+    pub(crate) identity: String,
     /// What the setters found wrong.
     pub(crate) wrong: Vec<String>,
 }
@@ -579,7 +589,8 @@ impl CookieRule {
     pub(crate) fn is_credential(&self, name: &[u8]) -> bool {
         match self {
             Self::AllBut(patterns) => !patterns.iter().any(|p| p.matches(name)),
-            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name)),
+            // parsers of cookies decode names
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches_decoded(name)),
         }
     }
 }
@@ -608,18 +619,25 @@ pub(crate) type StatusRule = Described<dyn Fn(StatusCode) -> bool + Send + Sync>
 pub(crate) type HeadRule = Described<HeadFn>;
 pub(crate) type StoreRule = Described<StoreFn>;
 
-/// A closure of the application's.
-pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>);
+/// A closure of the application's, and where it was given.
+pub(crate) struct Described<F: ?Sized>(pub(crate) Arc<F>, &'static Location<'static>);
+
+impl<F: ?Sized> Described<F> {
+    #[track_caller]
+    pub(crate) fn new(closure: Arc<F>) -> Self {
+        Self(closure, Location::caller())
+    }
+}
 
 impl<F: ?Sized> Clone for Described<F> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(self.0.clone(), self.1)
     }
 }
 
 impl<F: ?Sized> fmt::Debug for Described<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("closure")
+        write!(f, "closure at {}", self.1)
     }
 }
 
@@ -703,6 +721,7 @@ impl Policy {
             etag,
             targeted_fields,
             groups_as_domains,
+            identity: _,
             wrong,
         } = self;
         Self {
@@ -714,7 +733,7 @@ impl Policy {
             invalidate_on: invalidate_on.or_else(|| base.invalidate_on.clone()),
             sharing: sharing.or(base.sharing),
             witness: witness.or_else(|| base.witness.clone()),
-            // these only ever add: a route cannot make the engine's credentials public
+            // these and the key's parts only ever add: a route cannot make public what the engine keeps apart
             credential_headers: base
                 .credential_headers
                 .iter()
@@ -725,7 +744,7 @@ impl Policy {
             bypass: bypass.or(base.bypass),
             bypass_if: bypass_if.or_else(|| base.bypass_if.clone()),
             store_if: store_if.or_else(|| base.store_if.clone()),
-            key_parts: or_inherited(key_parts, &base.key_parts),
+            key_parts: base.key_parts.iter().cloned().chain(key_parts).collect(),
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
             namespace: namespace.or_else(|| base.namespace.clone()),
@@ -747,8 +766,34 @@ impl Policy {
             etag: etag.or(base.etag),
             targeted_fields: targeted_fields.or_else(|| base.targeted_fields.clone()),
             groups_as_domains: groups_as_domains.or(base.groups_as_domains),
+            identity: String::new(),
             wrong,
         }
+        .identify()
+    }
+
+    /// Settings that decide who shares an answer are part of the key: what was stored under other ones, by an
+    /// older build or by another layer around the same handler, is not found. Closures are told apart by where
+    /// they were given.
+    fn identify(mut self) -> Self {
+        self.identity = format!(
+            "{:?}",
+            (
+                self.sharing,
+                &self.witness,
+                &self.credential_headers,
+                &self.cookies,
+                &self.bypass_if,
+                &self.key_parts,
+                self.query(),
+                (
+                    self.rfc9111_credentials,
+                    self.store_set_cookie,
+                    self.store_any_status
+                ),
+            )
+        );
+        self
     }
 
     pub(crate) fn body_limit(&self) -> usize {
@@ -793,10 +838,9 @@ impl Policy {
         self.query.as_ref().unwrap_or(&QueryRule::Sorted)
     }
 
-    /// What is wrong with the settings, complete as they are with what they inherit: each `place: mistake; mend`.
+    /// What is wrong with the settings, complete as they are with what they inherit: each `mistake; mend`.
     pub(crate) fn mistakes(
         &self,
-        place: &str,
         tenant: Option<&Tenant>,
         principal: Option<&Principal>,
     ) -> Vec<String> {
@@ -821,7 +865,7 @@ impl Policy {
         );
         wrong(
             self.dependencies.len() > MAX_DEPENDENCIES,
-            "more than 64 dependencies; use a domain for what changes together",
+            "more than 64 dependencies in domain(…), domains(…) and entity(…); use a domain for what changes together",
         );
         wrong(
             self.sharing == Some(Sharing::ByTenant) && tenant.is_none(),
@@ -843,9 +887,6 @@ impl Policy {
             );
         }
         mistakes
-            .into_iter()
-            .map(|mistake| format!("{place}: {mistake}"))
-            .collect()
     }
 
     /// Adds names of header fields; the setter that was called is named in the mistake.
@@ -859,7 +900,7 @@ impl Policy {
             match HeaderName::try_from(name.as_ref()) {
                 Ok(name) => parsed.push(name),
                 Err(_) => self.wrong.push(format!(
-                    "{setter}({:?}) is no name of a header field",
+                    "{setter}({:?}) is no name of a header field; use one like \"x-api-key\"",
                     name.as_ref()
                 )),
             }
@@ -883,7 +924,9 @@ impl Policy {
             ));
         }
         if patterns.contains(&Pattern::Exactly(String::new())) {
-            self.wrong.push(format!("{setter}: an empty name"));
+            self.wrong.push(format!(
+                "{setter}([\"\"]): an empty name; name something, or leave it out"
+            ));
         }
         patterns
     }

@@ -2,7 +2,8 @@
 //!
 //! 1. By default, members are sorted by name; members with one name keep their order, which usually matters.
 //! 2. Members may be left out, by name, or only some kept. A query that loses all its members is none.
-//! 3. Names are compared as the client sent them: `%61` is not `a`. That costs a hit at most.
+//! 3. `%61` may be `a` to the handler, so a name counts as kept if it is listed as sent or decoded, and as left
+//!    out only if it is listed as sent. That costs a hit at most.
 
 use std::borrow::Cow;
 
@@ -36,6 +37,23 @@ impl Pattern {
             Self::BeginningWith(beginning) => name.starts_with(beginning.as_bytes()),
         }
     }
+
+    /// Whether the name matches as it was sent, or as the handler may read it.
+    pub(crate) fn matches_decoded(&self, name: &[u8]) -> bool {
+        self.matches(name) || self.matches(&decoded(name))
+    }
+}
+
+/// As the parsers of forms and cookies read a name.
+pub(crate) fn decoded(name: &[u8]) -> Cow<'_, [u8]> {
+    if !name.iter().any(|byte| matches!(byte, b'%' | b'+')) {
+        return Cow::Borrowed(name);
+    }
+    let spaced: Vec<u8> = name
+        .iter()
+        .map(|&byte| if byte == b'+' { b' ' } else { byte })
+        .collect();
+    Cow::Owned(percent_encoding::percent_decode(&spaced).collect())
 }
 
 impl QueryRule {
@@ -44,7 +62,7 @@ impl QueryRule {
         let kept = |name: &str| match self {
             Self::Sorted | Self::Untouched => true,
             Self::Ignoring(patterns) => !patterns.iter().any(|p| p.matches(name.as_bytes())),
-            Self::Only(patterns) => patterns.iter().any(|p| p.matches(name.as_bytes())),
+            Self::Only(patterns) => patterns.iter().any(|p| p.matches_decoded(name.as_bytes())),
         };
         if *self == Self::Untouched {
             return Some(Cow::Borrowed(query));
@@ -105,6 +123,15 @@ mod tests {
         let only = QueryRule::Only(vec![Pattern::new("page")]);
         assert_eq!(applied(&only, "b=1&page=2").as_deref(), Some("page=2"));
         assert_eq!(applied(&only, "b=1"), None);
+        assert_eq!(
+            applied(&only, "%70age=2&b=1").as_deref(),
+            Some("%70age=2"),
+            "the handler may read it as page=2"
+        );
+        assert_eq!(
+            applied(&ignoring, "fb%63lid=1").as_deref(),
+            Some("fb%63lid=1")
+        );
         assert_eq!(
             applied(&QueryRule::Untouched, "b&a").as_deref(),
             Some("b&a")

@@ -79,6 +79,14 @@ pub(crate) fn original_uri<B>(request: &Request<B>) -> &Uri {
     request.uri()
 }
 
+/// The path and query that the inner service sees, if they are not what a nested router leaves of the original
+/// ones: a layer that rewrites URIs may have decided by any field of the request.
+pub(crate) fn rewritten<B>(request: &Request<B>) -> Option<&str> {
+    let (sent, seen) = (original_uri(request), request.uri());
+    let is_rest = sent.path().ends_with(seen.path()) && sent.query() == seen.query();
+    (!is_rest).then(|| seen.path_and_query().map_or("", |path| path.as_str()))
+}
+
 /// The pattern of the axum route that matched.
 pub(crate) fn matched_pattern<B>(request: &Request<B>) -> Option<&str> {
     #[cfg(feature = "axum")]
@@ -90,17 +98,23 @@ pub(crate) fn matched_pattern<B>(request: &Request<B>) -> Option<&str> {
 }
 
 /// Whom the request is addressed to, in lower case: the authority of the URI where it has one (RFC 9112
-/// §3.2.2), else `Host`. Empty if neither is there, `None` if `Host` says nothing clear.
+/// §3.2.2), else `Host`. Empty if neither is there, `None` if that is not clear: if the two differ (many handlers
+/// ask `Host` first), if `Host` is given twice or is no text, or if there is a user name in it.
 pub(crate) fn authority(uri: &Uri, headers: &HeaderMap) -> Option<String> {
-    if let Some(authority) = uri.authority() {
-        return Some(authority.as_str().to_ascii_lowercase());
-    }
     let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (None, _) => Some(String::new()),
-        (Some(host), None) => host.to_str().ok().map(str::to_ascii_lowercase),
-        (Some(_), Some(_)) => None,
-    }
+    let host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(host.to_str().ok()?.to_ascii_lowercase()),
+        (Some(_), Some(_)) => return None,
+    };
+    let of_uri = uri
+        .authority()
+        .map(|authority| authority.as_str().to_ascii_lowercase());
+    let authority = match (of_uri, host) {
+        (Some(of_uri), Some(host)) if of_uri != host => return None,
+        (of_uri, host) => of_uri.or(host).unwrap_or_default(),
+    };
+    (!authority.contains('@')).then_some(authority)
 }
 
 /// The path as the client sent it, and the query as the rule leaves it.
@@ -135,10 +149,14 @@ mod tests {
             authority_of("/", &[("host", b"A.example:80")]).as_deref(),
             Some("a.example:80")
         );
+        assert_eq!(authority_of("http://B/", &[]).as_deref(), Some("b"));
         assert_eq!(
-            authority_of("http://B/", &[("host", b"a")]).as_deref(),
+            authority_of("http://B/", &[("host", b"b")]).as_deref(),
             Some("b")
         );
+        assert_eq!(authority_of("http://B/", &[("host", b"a")]), None);
+        assert_eq!(authority_of("http://user:Pass@b/", &[]), None);
+        assert_eq!(authority_of("/", &[("host", b"user@b")]), None);
         assert_eq!(authority_of("/", &[]).as_deref(), Some(""));
         assert_eq!(authority_of("/", &[("host", b"a"), ("host", b"b")]), None);
         assert_eq!(authority_of("/", &[("host", b"\xff")]), None);
@@ -188,6 +206,7 @@ mod tests {
         assert!(carries(b"\xff=1", &ignore), "a cookie that is no text");
         let session = CookieRule::Only(vec![Pattern::new("sid")]);
         assert!(carries(b"theme=dark; sid = 1", &session));
+        assert!(carries(b"%73id=1", &session), "parsers decode names");
         assert!(!carries(b"theme=sid; sid2=1", &session));
     }
 }

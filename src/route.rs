@@ -139,7 +139,10 @@ impl RouteTable {
         }
         let mut router = matchit::Router::new();
         for (i, (pattern, _)) in patterns.iter().enumerate() {
-            if let Err(error) = router.insert(pattern, i) {
+            let inserted = router.insert(pattern, i).map_err(|error| error.to_string());
+            let begun = || pattern.starts_with('/').then_some(());
+            let checked = inserted.and_then(|()| begun().ok_or("it does not begin with /".into()));
+            if let Err(error) = checked {
                 let mend = "patterns are written as in axum: /a/{id}, /a/{*rest}";
                 mistakes.push(format!("route {pattern}: {error}; {mend}"));
             }

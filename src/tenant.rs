@@ -14,6 +14,24 @@ use crate::request::{authority, is_text_for_postgres};
 
 type Finder = dyn Fn(&RequestHead<'_>) -> Option<String> + Send + Sync;
 
+/// What a source says of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Somebody was there, even if the name is of no use.
+    pub(crate) is_present: bool,
+    /// `None` also for a name that is empty or that Postgres cannot hold.
+    pub(crate) name: Option<String>,
+}
+
+impl Found {
+    fn new(name: Option<String>) -> Self {
+        Self {
+            is_present: name.is_some(),
+            name: name.filter(|name| is_text_for_postgres(name)),
+        }
+    }
+}
+
 /// Where the tenant of a request is found. Each tenant has entries of its own, and a request without a tenant
 /// is not cached.
 #[derive(Clone)]
@@ -111,9 +129,8 @@ impl Tenant {
         }
     }
 
-    /// `None` also for a name that is empty or that Postgres cannot hold.
-    pub(crate) fn of(&self, head: &RequestHead<'_>) -> Option<String> {
-        (self.find)(head).filter(|name| is_text_for_postgres(name))
+    pub(crate) fn of(&self, head: &RequestHead<'_>) -> Found {
+        Found::new((self.find)(head))
     }
 
     pub(crate) fn is_witness(&self) -> bool {
@@ -156,8 +173,8 @@ impl Principal {
         }))
     }
 
-    pub(crate) fn of(&self, head: &RequestHead<'_>) -> Option<String> {
-        (self.0)(head).filter(|name| is_text_for_postgres(name))
+    pub(crate) fn of(&self, head: &RequestHead<'_>) -> Found {
+        Found::new((self.0)(head))
     }
 }
 

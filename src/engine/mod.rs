@@ -306,6 +306,7 @@ impl Engine {
 
     async fn prepare(self: &Arc<Self>, migrate: bool) -> Result<(), Error> {
         if !self.settings.has_database {
+            self.readiness.set_ready();
             return Ok(());
         }
         let creation = migrate.then_some(Creation {
