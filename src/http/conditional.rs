@@ -169,7 +169,7 @@ pub(crate) fn is_about(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
             is_same_date(not_modified, stored, &LAST_MODIFIED)
         }
         // without any validator it can only mean the one that it was asked about
-        _ => true,
+        (new, _) => new.is_none(),
     }
 }
 
@@ -525,7 +525,7 @@ mod tests {
             ([tag(strong), modified(LATER)].concat(), tag(strong), true),
             (vec![], vec![], true),
             (vec![], modified(DAY), true),
-            (vec![], tag(strong), false),
+            (vec![], tag(strong), true),
         ] {
             assert_eq!(
                 is_about(&map(&not_modified), &map(&stored)),

@@ -117,7 +117,7 @@ impl Asked {
                 ("cache-control", "private"),
                 ("cache-control", "no-store"),
                 ("set-cookie", "sid=0.0"),
-                ("vary", "x-whatever"),
+                ("vary", "*"),
             ]));
         }
         asked.address(&mut random);
