@@ -36,6 +36,7 @@ async fn the_second_request_is_answered_from_the_store() {
     let database = test_support::database().await;
     let layer = PgCacheLayer::new(database.pool(4)).ttl(MINUTE);
     let cache = layer.cache().clone();
+    cache.ready().await.unwrap(); // a first lookup that also creates the schema may be late
     let (calls, handler) = counter();
     let app = Router::new().route("/a", get(handler)).layer(layer);
 
@@ -58,9 +59,11 @@ async fn the_second_request_is_answered_from_the_store() {
 
     // another instance on the same database
     let (_, never) = counter();
+    let other_cache = PgCache::new(database.pool(2));
+    other_cache.ready().await.unwrap();
     let other = Router::new()
         .route("/a", get(never))
-        .layer(PgCache::new(database.pool(2)).layer().ttl(MINUTE));
+        .layer(other_cache.layer().ttl(MINUTE));
     assert_eq!(fetch(&other, "/a").await.text(), "call 1");
     let head = send(&other, Request::head("/a").body(Body::empty()).unwrap()).await;
     assert_eq!(
@@ -68,4 +71,83 @@ async fn the_second_request_is_answered_from_the_store() {
         ("", Some("6"))
     );
     assert!(head.is_hit());
+}
+
+#[tokio::test]
+async fn without_settings_only_what_says_so_itself_is_stored() {
+    let database = test_support::database().await;
+    let cache = PgCache::new(database.pool(2));
+    cache.ready().await.unwrap();
+    let app = Router::new()
+        .route(
+            "/fresh",
+            get(|| async { ([("cache-control", "max-age=60")], "a") }),
+        )
+        .route("/silent", get(|| async { "b" }))
+        .layer(cache.layer());
+    for (uri, stored) in [("/fresh", true), ("/silent", false)] {
+        fetch(&app, uri).await;
+        cache.settled().await;
+        assert_eq!(fetch(&app, uri).await.is_hit(), stored, "{uri}");
+    }
+}
+
+#[tokio::test]
+async fn a_cache_with_a_pool_of_its_own_shares_the_entries() {
+    let database = test_support::database().await;
+    let own = PgCache::connect(&database.url()).await.unwrap();
+    let (calls, handler) = counter();
+    let app = |cache: &PgCache| {
+        Router::new()
+            .route("/", get(handler.clone()))
+            .layer(cache.layer().ttl(MINUTE))
+    };
+    fetch(&app(&own), "/").await;
+    own.settled().await;
+    let shared = PgCache::new(database.pool(2));
+    shared.ready().await.unwrap();
+    assert!(fetch(&app(&shared), "/").await.is_hit());
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert!(
+        PgCache::connect("postgres://no connection string")
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn cleaning_up_removes_what_has_expired_and_nothing_else() {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(2))
+        .cleanup_interval(Duration::ZERO)
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let (_, handler) = counter();
+    let app = Router::new()
+        .route("/{id}", get(handler))
+        .layer(cache.layer().ttl(MINUTE));
+    for id in 0..50 {
+        fetch(&app, &format!("/{id}")).await;
+    }
+    cache.settled().await;
+    let sql = database.connect().await;
+    sql.batch_execute("UPDATE pgcache.entry SET keep_until = now() WHERE path < '/3'")
+        .await
+        .unwrap();
+    let expired: i64 = sql
+        .query_one("SELECT count(*) FROM pgcache.entry WHERE path < '/3'", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(
+        cache.cleanup().await.unwrap().entries,
+        expired.unsigned_abs()
+    );
+    assert!(fetch(&app, "/40").await.is_hit());
+    // after clear() nothing can become valid again
+    cache.clear().await.unwrap();
+    let left = 50 - expired.unsigned_abs();
+    assert_eq!(cache.cleanup().await.unwrap().entries, left);
+    assert_eq!(cache.cleanup().await.unwrap().entries, 0);
 }
