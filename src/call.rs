@@ -43,7 +43,7 @@ pub(crate) struct Planned {
 }
 
 impl Caching {
-    pub(crate) fn plan<B: Body>(&self, request: &Request<B>) -> Planned {
+    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Planned {
         self.rules.route(request, |routed| Planned {
             plan: routed.plan(request),
             tenant: routed.tenant_of_change(),
@@ -87,6 +87,8 @@ pub(crate) struct Call<S> {
     pub(crate) inner: S,
     pub(crate) tenant: Option<String>,
     pub(crate) route: Option<String>,
+    /// By its method; where the route says that it only reads, there is nothing for an outer layer to do.
+    pub(crate) is_unsafe: bool,
 }
 
 /// An answer of the inner service, and what there is to know about how it came about.
@@ -145,7 +147,11 @@ impl<S> Call<S> {
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
-        Mark::claim(request.extensions(), &self.cache.cache.engine, false);
+        Mark::claim(
+            request.extensions(),
+            &self.cache.cache.engine,
+            self.is_unsafe,
+        );
         let answered = self.ask_inner(request, Vec::new(), None).await;
         let Answered {
             response,
@@ -182,7 +188,11 @@ impl<S> Call<S> {
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
-        Mark::claim(request.extensions(), &self.cache.cache.engine, true);
+        Mark::claim(
+            request.extensions(),
+            &self.cache.cache.engine,
+            self.is_unsafe,
+        );
         let answered = self.ask_inner(request, change.scopes.clone(), None).await;
         let Answered {
             response,

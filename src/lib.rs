@@ -42,6 +42,7 @@ mod request;
 mod route;
 mod rules;
 mod runtime;
+mod search;
 mod service;
 mod store;
 mod tenant;

@@ -23,6 +23,7 @@ use crate::key::{Key, KeyParts, more_parts};
 use crate::policy::{ClientCache, Dependency, Policy, Sharing};
 use crate::request;
 use crate::rules::Rules;
+use crate::search::{DEFAULT_MAX_QUESTION, is_question};
 
 #[derive(Debug)]
 pub(crate) enum Plan {
@@ -30,6 +31,8 @@ pub(crate) enum Plan {
     Bypass(Bypass),
     /// Look it up; on a miss, store what the inner service answers.
     Read(Box<Read>),
+    /// The same, with the body as part of the question.
+    Search(Box<Read>),
     /// Invalidate what it may have changed.
     Change(Box<Change>),
 }
@@ -38,6 +41,8 @@ pub(crate) enum Plan {
 pub(crate) struct Read {
     pub(crate) key: Key,
     pub(crate) head_only: bool,
+    /// Preconditions and ranges mean something else then, and are left alone.
+    pub(crate) is_search: bool,
     pub(crate) policy: Arc<Policy>,
     pub(crate) scopes: Vec<Scope>,
     pub(crate) authority: String,
@@ -73,7 +78,7 @@ pub(crate) struct Routed<'a> {
 }
 
 impl Routed<'_> {
-    pub(crate) fn plan<B: Body>(&self, request: &Request<B>) -> Plan {
+    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Plan {
         match *self.head.method {
             Method::GET | Method::HEAD => {
                 let read = if request::has_body(request) {
@@ -83,10 +88,21 @@ impl Routed<'_> {
                 };
                 read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
             }
+            Method::POST if self.policy.safe_post.is_some() => self.plan_search(request),
+            ref method if method.as_str() == "QUERY" => self.plan_search(request),
             Method::CONNECT => Plan::Bypass(Bypass::Method),
             ref method if is_safe(method) => Plan::Bypass(Bypass::Method),
             _ => Plan::Change(Box::new(self.plan_change())),
         }
+    }
+
+    fn plan_search<B: Body + 'static>(&self, request: &Request<B>) -> Plan {
+        let max = self.policy.safe_post.unwrap_or(DEFAULT_MAX_QUESTION);
+        if !is_question(request, max, self.policy.rebuild.as_ref()) {
+            return Plan::Bypass(Bypass::Body);
+        }
+        let read = self.plan_read(request::rewritten(request));
+        read.map_or_else(Plan::Bypass, |read| Plan::Search(Box::new(read)))
     }
 
     fn plan_read(&self, rewritten: Option<&str>) -> Result<Read, Bypass> {
@@ -116,6 +132,7 @@ impl Routed<'_> {
         Ok(Read {
             key,
             head_only: *head.method == Method::HEAD,
+            is_search: !matches!(*head.method, Method::GET | Method::HEAD),
             policy: Arc::clone(policy),
             scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
             is_personal: tenant.is_some() || principal.is_some(),

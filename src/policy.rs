@@ -16,6 +16,7 @@ use crate::head::RequestHead;
 use crate::http::reuse::StaleRules;
 use crate::http::storable::{Lifetimes, StoreRules};
 use crate::query::{Pattern, QueryRule};
+use crate::search::Rebuild;
 use crate::tenant::{Principal, Tenant};
 
 /// The setters of a [`Policy`], for a type with a method `policy_mut`.
@@ -458,6 +459,27 @@ macro_rules! policy_setters {
             self
         }
 
+        /// POST only reads here, as in GraphQL and search: answers are stored under the body of the request too,
+        /// and nothing is invalidated. A body that is longer than `max_body` bytes, or does not say how long it
+        /// is, passes through.
+        ///
+        /// QUERY always only reads; without this setting its body may have 64 KiB.
+        ///
+        /// Bodies of the types `axum::body::Body` and `http_body_util::Full<Bytes>` can be read and made anew;
+        /// for others see [`rebuild_body`](Self::rebuild_body).
+        #[must_use]
+        pub fn safe_post(mut self, max_body: usize) -> Self {
+            self.policy_mut().safe_post = Some(max_body);
+            self
+        }
+
+        /// The type of the inner service's request bodies, for [`safe_post`](Self::safe_post) and QUERY.
+        #[must_use]
+        pub fn rebuild_body<W: From<bytes::Bytes> + 'static>(mut self) -> Self {
+            self.policy_mut().rebuild = Some($crate::search::Rebuild::of::<W>());
+            self
+        }
+
         /// What browsers and other caches on the way are told about answers that belong to a tenant or a
         /// principal and have no `Cache-Control` of their own.
         ///
@@ -529,6 +551,8 @@ pub struct Policy {
     pub(crate) etag: Option<GeneratedEtag>,
     pub(crate) targeted_fields: Option<Vec<HeaderName>>,
     pub(crate) groups_as_domains: Option<bool>,
+    pub(crate) safe_post: Option<usize>,
+    pub(crate) rebuild: Option<Rebuild>,
     /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
     pub(crate) identity: String,
     /// What the setters found wrong.
@@ -721,6 +745,8 @@ impl Policy {
             etag,
             targeted_fields,
             groups_as_domains,
+            safe_post,
+            rebuild,
             identity: _,
             wrong,
         } = self;
@@ -766,6 +792,8 @@ impl Policy {
             etag: etag.or(base.etag),
             targeted_fields: targeted_fields.or_else(|| base.targeted_fields.clone()),
             groups_as_domains: groups_as_domains.or(base.groups_as_domains),
+            safe_post: safe_post.or(base.safe_post),
+            rebuild: rebuild.or_else(|| base.rebuild.clone()),
             identity: String::new(),
             wrong,
         }

@@ -100,7 +100,11 @@ impl<S> Call<S> {
             .look_up(
                 &read,
                 request.headers(),
-                Mark::claim(request.extensions(), &self.cache.cache.engine, false),
+                Mark::claim(
+                    request.extensions(),
+                    &self.cache.cache.engine,
+                    self.is_unsafe,
+                ),
             )
             .await
         {
@@ -115,7 +119,7 @@ impl<S> Call<S> {
         if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
             (&stored, reuse)
         {
-            let conditionals = conditionals_of(request.headers());
+            let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
             let answer = self.hit(entry, &read, conditionals.as_ref());
             if reuse == Reuse::ServeAndRefresh {
                 self.refresh_in_the_background(read, head, request, fill, stored);
@@ -586,8 +590,9 @@ fn prepare<RequestBody>(
     let fields = request.headers().clone();
     let validators = stored
         .as_deref()
+        .filter(|_| !read.is_search)
         .and_then(|entry| revalidation(&entry.headers, entry.etag_is_ours));
-    let is_ours = validators.is_some() || !read.policy.forwards_conditionals();
+    let is_ours = validators.is_some() || !(read.is_search || read.policy.forwards_conditionals());
     let conditionals = if is_ours {
         take_conditionals(request.headers_mut())
     } else {

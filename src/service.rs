@@ -12,6 +12,7 @@ use crate::cache::PgCache;
 use crate::call::{Caching, Call, Planned};
 use crate::error::BoxError;
 use crate::future::ResponseFuture;
+use crate::http::invalidation::is_safe;
 use crate::plan::Plan;
 use crate::rules::Rules;
 
@@ -60,15 +61,18 @@ where
             head,
             route,
         } = cache.plan(&request);
+        let is_unsafe = !is_safe(request.method());
         let call = Call {
             cache,
             inner,
             tenant,
             route,
+            is_unsafe,
         };
         match plan {
             Plan::Bypass(reason) => ResponseFuture::new(call.pass(reason, request)),
             Plan::Read(read) => ResponseFuture::new(call.read(*read, head, request)),
+            Plan::Search(read) => ResponseFuture::new(call.search(*read, head, request)),
             Plan::Change(change) => {
                 ResponseFuture::new(call.change(*change, invalidate_on, request))
             }

@@ -1,0 +1,229 @@
+//! Reads whose question stands in the body: `safe_post` and QUERY.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{any, post};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use test_support::http::{Answer, send};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_pgcache::{Domain, PgCache, domain};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const PRODUCT: Domain = domain!("product");
+
+struct Stage {
+    app: Router,
+    cache: PgCache,
+    calls: Arc<AtomicU32>,
+}
+
+/// Answers with the question and the number of the call.
+async fn stage() -> Stage {
+    let database = test_support::database().await;
+    let cache = PgCache::new(database.pool(4));
+    cache.ready().await.unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = calls.clone();
+    let handler = move |question: String| {
+        let call = counted.fetch_add(1, Ordering::SeqCst) + 1;
+        std::future::ready(format!("{call}: {question}"))
+    };
+    let app = Router::new()
+        .route(
+            "/search",
+            post(handler.clone()).layer(cache.layer().ttl(MINUTE).domain(PRODUCT).safe_post(100)),
+        )
+        .route(
+            "/query",
+            any(handler.clone()).layer(cache.layer().ttl(MINUTE)),
+        )
+        .route(
+            "/outer",
+            post(handler).layer(cache.layer().ttl(MINUTE).safe_post(100)),
+        )
+        .layer(cache.layer().ttl(MINUTE).invalidates(PRODUCT));
+    Stage { app, cache, calls }
+}
+
+impl Stage {
+    async fn ask(&self, method: &str, path: &str, kind: &str, question: &str) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", kind);
+        let answer = send(
+            &self.app,
+            request.body(Body::from(question.to_owned())).unwrap(),
+        )
+        .await;
+        self.cache.settled().await;
+        answer
+    }
+}
+
+#[tokio::test]
+async fn the_body_is_part_of_the_question() {
+    let stage = stage().await;
+    for (kind, question, expected, hit) in [
+        ("text/plain", "a", "1: a", false),
+        ("text/plain", "a", "1: a", true),
+        ("text/plain", "b", "2: b", false),
+        ("text/markdown", "a", "3: a", false),
+        ("text/plain", "b", "2: b", true),
+        ("text/plain", "", "4: ", false),
+        ("text/plain", "", "4: ", true),
+    ] {
+        let answer = stage.ask("POST", "/search", kind, question).await;
+        assert_eq!(
+            (answer.text(), answer.is_hit()),
+            (expected, hit),
+            "{kind} {question}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_safe_post_invalidates_nothing_but_is_invalidated() {
+    let stage = stage().await;
+    stage.ask("POST", "/search", "text/plain", "a").await;
+    // the outer layer of the same engine says that POST invalidates: the inner one's settings win
+    stage.ask("POST", "/search", "text/plain", "b").await;
+    stage.ask("POST", "/outer", "text/plain", "c").await;
+    assert_eq!(stage.cache.stats().invalidations, 0);
+    assert!(
+        stage
+            .ask("POST", "/search", "text/plain", "a")
+            .await
+            .is_hit()
+    );
+    stage.cache.invalidate([PRODUCT]).await.unwrap();
+    assert_eq!(
+        stage.ask("POST", "/search", "text/plain", "a").await.text(),
+        "4: a"
+    );
+}
+
+#[tokio::test]
+async fn query_reads_and_other_methods_on_the_same_uri_are_told_apart() {
+    let stage = stage().await;
+    assert_eq!(
+        stage.ask("QUERY", "/query", "text/plain", "a").await.text(),
+        "1: a"
+    );
+    assert!(
+        stage
+            .ask("QUERY", "/query", "text/plain", "a")
+            .await
+            .is_hit()
+    );
+    assert_eq!(
+        stage.ask("GET", "/query", "text/plain", "").await.text(),
+        "2: "
+    );
+    // POST is not safe here: it invalidates the URI, for QUERY too
+    assert_eq!(
+        stage.ask("POST", "/query", "text/plain", "a").await.text(),
+        "3: a"
+    );
+    assert_eq!(
+        stage.ask("QUERY", "/query", "text/plain", "a").await.text(),
+        "4: a"
+    );
+}
+
+#[tokio::test]
+async fn a_question_that_is_too_long_or_does_not_say_how_long_passes_through() {
+    let stage = stage().await;
+    let long = "x".repeat(101);
+    for _ in 0..2 {
+        let answer = stage.ask("POST", "/search", "text/plain", &long).await;
+        assert_eq!(
+            answer.cache_status(),
+            "fwd=bypass; fwd-status=200; detail=body"
+        );
+    }
+    for _ in 0..2 {
+        let chunks =
+            futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"a"))]);
+        let request = Request::post("/search")
+            .body(Body::from_stream(chunks))
+            .unwrap();
+        let answer = send(&stage.app, request).await;
+        assert_eq!(
+            answer.cache_status(),
+            "fwd=bypass; fwd-status=200; detail=body"
+        );
+    }
+    assert_eq!(stage.calls.load(Ordering::SeqCst), 4);
+    assert_eq!(stage.cache.stats().invalidations, 0);
+}
+
+/// A body of the application's own.
+struct Own(Full<Bytes>);
+
+impl From<Bytes> for Own {
+    fn from(bytes: Bytes) -> Self {
+        Self(Full::from(bytes))
+    }
+}
+
+impl http_body::Body for Own {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        std::pin::Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_other_types_are_made_anew_as_the_route_says() {
+    let database = test_support::database().await;
+    let cache = PgCache::new(database.pool(2));
+    cache.ready().await.unwrap();
+    let inner = service_fn(|request: Request<Own>| async {
+        let question = http_body_util::BodyExt::collect(request.into_body())
+            .await?
+            .to_bytes();
+        Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::from(question)))
+    });
+    let layer = || cache.layer().ttl(MINUTE).safe_post(100);
+    let known = layer().rebuild_body::<Own>().layer(inner);
+    let unknown = layer().namespace("unknown").layer(inner);
+    for (is_known, expected) in [(true, "stored"), (false, "detail=body")] {
+        let request = Request::post("/")
+            .body(Own(Full::from("question")))
+            .unwrap();
+        let mut service = if is_known {
+            known.clone()
+        } else {
+            unknown.clone()
+        };
+        let response = service.ready().await.unwrap().call(request).await.unwrap();
+        let status = response.headers()["cache-status"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        assert!(status.ends_with(expected), "{status}");
+        let body = http_body_util::BodyExt::collect(response.into_body())
+            .await
+            .unwrap()
+            .to_bytes();
+        assert_eq!(body, "question");
+    }
+}
