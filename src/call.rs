@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::header::HeaderName;
-use http::{HeaderMap, Request, Response, response};
+use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
@@ -12,8 +12,9 @@ use crate::body::ResponseBody;
 use crate::cache::PgCache;
 use crate::domain::{Domain, Scope};
 use crate::engine::ChangeGuard;
+use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus};
-use crate::http::invalidation::{linked_paths, says_unchanged};
+use crate::http::invalidation::{linked_paths, represents_target, says_unchanged};
 use crate::http::structured::groups;
 use crate::nesting::{Learned, Mark};
 use crate::plan::{Change, Plan};
@@ -181,13 +182,20 @@ impl<S> Call<S> {
     /// An unsafe request: what it may have changed is invalidated before the client has the answer.
     pub(crate) async fn change<RequestBody, B>(
         mut self,
-        change: Change,
+        mut change: Change,
         invalidate_on: Option<StatusRule>,
+        head: Option<Request<()>>,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
     {
+        let later = match change.later_gets.take() {
+            Some(read) => self.cache.begin_later(*read, head, request.headers()).await,
+            None => None,
+        };
         Mark::claim(
             request.extensions(),
             &self.cache.cache.engine,
@@ -200,23 +208,32 @@ impl<S> Call<S> {
             mut guard,
             mark,
         } = answered.map_err(|(error, _)| error)?;
-        let response = response.map(ResponseBody::passed);
         if mark.is_claimed_as_change() {
             guard.disarm();
-            return Ok(response);
+            return Ok(response.map(ResponseBody::passed));
         }
         let status = response.status();
-        let mut more = remarks.invalidates;
+        let mut remarks = remarks;
+        let mut more = std::mem::take(&mut remarks.invalidates);
         if invalidate_on.map_or(!says_unchanged(status), |rule| rule.0(status)) {
             more.extend(named_by_the_answer(response.headers(), &change));
         } else {
             guard.only_what_is_said();
         }
-        guard.commit(more).await;
+        let committed = guard.commit(more).await;
         if mark.is_claimed() {
-            return Ok(response);
+            return Ok(response.map(ResponseBody::passed));
         }
-        Ok(self.passed(response, Bypass::Method))
+        let represents = status == StatusCode::OK
+            && change.authority.as_deref().is_some_and(|authority| {
+                represents_target(response.headers(), &change.uri, authority)
+            });
+        match (later, committed) {
+            (Some(later), Some(xid)) if represents => {
+                Ok(self.store_later(later, xid, response, remarks).await)
+            }
+            _ => Ok(self.passed(response.map(ResponseBody::passed), Bypass::Method)),
+        }
     }
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct Change {
     pub(crate) uri: Uri,
     pub(crate) authority: Option<String>,
     pub(crate) groups_as_domains: bool,
+    /// Later GETs for the same URI, if the answer may be stored for them.
+    pub(crate) later_gets: Option<Box<Read>>,
 }
 
 /// A request whose route is found.
@@ -92,7 +94,7 @@ impl Routed<'_> {
             ref method if method.as_str() == "QUERY" => self.plan_search(request),
             Method::CONNECT => Plan::Bypass(Bypass::Method),
             ref method if is_safe(method) => Plan::Bypass(Bypass::Method),
-            _ => Plan::Change(Box::new(self.plan_change())),
+            _ => Plan::Change(Box::new(self.plan_change(request::rewritten(request)))),
         }
     }
 
@@ -132,7 +134,11 @@ impl Routed<'_> {
         Ok(Read {
             key,
             head_only: *head.method == Method::HEAD,
-            is_search: !matches!(*head.method, Method::GET | Method::HEAD),
+            is_search: match *head.method {
+                Method::GET | Method::HEAD => false,
+                Method::POST => policy.safe_post.is_some(),
+                _ => true,
+            },
             policy: Arc::clone(policy),
             scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
             is_personal: tenant.is_some() || principal.is_some(),
@@ -256,18 +262,23 @@ impl Routed<'_> {
     }
 
     /// With an authority that is unclear, the change concerns every authority.
-    fn plan_change(&self) -> Change {
+    fn plan_change(&self, rewritten: Option<&str>) -> Change {
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers);
         let path =
             request::path_and_query(head.uri, policy.query().apply(head.uri.query()).as_deref());
         let own = Scope::uri(authority.as_deref(), &path);
         let scopes = policy.invalidates.iter().cloned().chain([own]).collect();
+        let is_stored = policy.store_post == Some(true) && *head.method == Method::POST;
+        let later_gets = is_stored
+            .then(|| self.plan_read(rewritten).ok().map(Box::new))
+            .flatten();
         Change {
             scopes,
             uri: head.uri.clone(),
             authority,
             groups_as_domains: policy.groups_as_domains == Some(true),
+            later_gets,
         }
     }
 

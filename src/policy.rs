@@ -459,6 +459,16 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Whether an answer to POST is stored for later GETs if it is explicitly fresh and its `Content-Location`
+        /// is the URI of the request (RFC 9110 §9.3.3).
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn store_post(mut self, on: bool) -> Self {
+            self.policy_mut().store_post = Some(on);
+            self
+        }
+
         /// POST only reads here, as in GraphQL and search: answers are stored under the body of the request too,
         /// and nothing is invalidated. A body that is longer than `max_body` bytes, or does not say how long it
         /// is, passes through.
@@ -511,6 +521,7 @@ pub(crate) const MAX_DEPENDENCIES: usize = 64;
 /// | `no-cache` in the answer | not stored | stored, revalidated each time | [`store_no_cache`](Self::store_no_cache) |
 /// | `Set-Cookie` | not stored | stored if explicitly fresh | [`store_set_cookie`](Self::store_set_cookie) |
 /// | 401, 412, 416, 429 and the like | not stored | stored if explicitly fresh | [`store_any_status`](Self::store_any_status) |
+/// | answers to POST | not stored | stored for GET if explicitly fresh with a matching `Content-Location` | [`store_post`](Self::store_post) |
 /// | query | sorted by name | untouched | [`untouched_query`](Self::untouched_query) |
 /// | `Cache-Control` in the request | ignored, since it lets anybody defeat the cache | obeyed | [`request_directives`](Self::request_directives) |
 /// | preconditions and `Range` on a miss | answered by the cache where the route has a `ttl` | passed on | [`forward_conditionals`](Self::forward_conditionals) |
@@ -551,6 +562,7 @@ pub struct Policy {
     pub(crate) etag: Option<GeneratedEtag>,
     pub(crate) targeted_fields: Option<Vec<HeaderName>>,
     pub(crate) groups_as_domains: Option<bool>,
+    pub(crate) store_post: Option<bool>,
     pub(crate) safe_post: Option<usize>,
     pub(crate) rebuild: Option<Rebuild>,
     /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
@@ -695,6 +707,7 @@ impl Policy {
             .store_no_cache(true)
             .store_set_cookie(true)
             .store_any_status(true)
+            .store_post(true)
             .untouched_query()
             .request_directives(true)
             .forward_conditionals(true)
@@ -745,6 +758,7 @@ impl Policy {
             etag,
             targeted_fields,
             groups_as_domains,
+            store_post,
             safe_post,
             rebuild,
             identity: _,
@@ -792,6 +806,7 @@ impl Policy {
             etag: etag.or(base.etag),
             targeted_fields: targeted_fields.or_else(|| base.targeted_fields.clone()),
             groups_as_domains: groups_as_domains.or(base.groups_as_domains),
+            store_post: store_post.or(base.store_post),
             safe_post: safe_post.or(base.safe_post),
             rebuild: rebuild.or_else(|| base.rebuild.clone()),
             identity: String::new(),

@@ -36,7 +36,7 @@ use crate::runtime::Remarks;
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 
 /// How a fill is asked for: what is known before the inner service is called.
-struct Errand {
+pub(crate) struct Errand {
     read: Read,
     /// For the route's `store_if`.
     head: Option<Request<()>>,
@@ -50,6 +50,8 @@ struct Errand {
     fields: HeaderMap,
     why: Forward,
     no_store: bool,
+    /// An answer to POST counts as fresh only if it says so itself.
+    explicit_only: bool,
 }
 
 impl Caching {
@@ -76,7 +78,51 @@ impl Caching {
     }
 }
 
+impl Caching {
+    /// Where the answer to a POST begins that may be one for later GETs.
+    pub(crate) async fn begin_later(
+        &self,
+        read: Read,
+        head: Option<Request<()>>,
+        headers: &HeaderMap,
+    ) -> Option<(Errand, Fill)> {
+        let Learned::Known(fill) = self.look_up(&read, headers, None).await else {
+            return None;
+        };
+        let errand = Errand {
+            read,
+            head,
+            stored: None,
+            conditionals: None,
+            revalidates: false,
+            fields: headers.clone(),
+            why: Forward::Method,
+            no_store: false,
+            explicit_only: true,
+        };
+        Some((errand, fill))
+    }
+}
+
 impl<S> Call<S> {
+    /// The answer to a POST, stored for later GETs. The POST's own invalidation (`xid`) was made for older ones.
+    pub(crate) async fn store_later<B>(
+        self,
+        (errand, fill): (Errand, Fill),
+        xid: u64,
+        response: Response<B>,
+        remarks: Remarks,
+    ) -> Response<ResponseBody<B>>
+    where
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (head, body) = response.into_parts();
+        self.cache.cache.engine.count_bypass();
+        self.store(errand, fill.seeing(xid), head, body, remarks)
+            .await
+    }
+
     pub(crate) async fn read<RequestBody, B>(
         mut self,
         read: Read,
@@ -482,11 +528,11 @@ impl<S> Call<S> {
             return Err(NotStored::Request);
         }
         let has_authorization = errand.fields.contains_key(AUTHORIZATION);
-        let freshness = judge(
-            head,
-            &read.policy.store_rules(remarks.ttl, has_authorization),
-            received,
-        )?;
+        let mut rules = read.policy.store_rules(remarks.ttl, has_authorization);
+        if errand.explicit_only {
+            (rules.heuristics, rules.lifetimes.route) = (false, None);
+        }
+        let freshness = judge(head, &rules, received)?;
         let mut scopes = std::mem::take(&mut read.scopes);
         let own_scopes = 1 + usize::from(read.tenant.is_some());
         let groups = groups(&head.headers, &CACHE_GROUPS);
@@ -612,6 +658,7 @@ fn prepare<RequestBody>(
             fields,
             why,
             no_store,
+            explicit_only: false,
         },
         request,
     )

@@ -74,7 +74,7 @@ where
             Plan::Read(read) => ResponseFuture::new(call.read(*read, head, request)),
             Plan::Search(read) => ResponseFuture::new(call.search(*read, head, request)),
             Plan::Change(change) => {
-                ResponseFuture::new(call.change(*change, invalidate_on, request))
+                ResponseFuture::new(call.change(*change, invalidate_on, head, request))
             }
         }
     }

@@ -227,3 +227,76 @@ async fn bodies_of_other_types_are_made_anew_as_the_route_says() {
         assert_eq!(body, "question");
     }
 }
+
+#[tokio::test]
+async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets() {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(4))
+        .policy(tower_pgcache::Policy::shared_cache())
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let sql = Arc::new(database.connect().await);
+    let writer = sql.clone();
+    // `x-change`: somebody else's commit, after the handler has read and before it answers
+    let handler = move |request: Request<Body>| {
+        let writer = writer.clone();
+        async move {
+            if request.headers().contains_key("x-change") {
+                writer
+                    .query("SELECT pgcache.invalidate('product')", &[])
+                    .await
+                    .unwrap();
+            }
+            let mut response = Response::new(Body::from(request.method().to_string()));
+            for name in ["content-location", "cache-control"] {
+                let said = request.headers().get(format!("x-say-{name}"));
+                response
+                    .headers_mut()
+                    .extend(said.map(|v| (name.parse::<http::HeaderName>().unwrap(), v.clone())));
+            }
+            response
+        }
+    };
+    let app = Router::new()
+        .route("/{id}", any(handler))
+        .layer(cache.layer().domain(PRODUCT));
+    let ask = async |method: &str, uri: &str, fields: &[(&str, &str)]| {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let answer = send(&app, request.body(Body::empty()).unwrap()).await;
+        cache.settled().await;
+        answer
+    };
+    let here = ("x-say-content-location", "/1");
+    let fresh = ("x-say-cache-control", "max-age=60");
+    let post = ask("POST", "/1", &[here, fresh]).await;
+    assert_eq!(post.cache_status(), "fwd=method; fwd-status=200; stored");
+    assert_eq!(ask("GET", "/1", &[]).await.text(), "POST");
+    // the next POST makes room for its own answer, if it has one
+    ask("POST", "/1", &[]).await;
+    assert_eq!(ask("GET", "/1", &[]).await.text(), "GET");
+    for (uri, fields) in [
+        ("/2", vec![here, fresh]),
+        ("/1", vec![fresh]),
+        ("/1", vec![here]),
+        ("/1", vec![here, fresh, ("x-change", "1")]),
+    ] {
+        ask("POST", uri, &fields).await;
+        let answer = ask("GET", uri, &[]).await;
+        assert_eq!(
+            answer.text(),
+            "GET",
+            "{uri} {fields:?}: {}",
+            answer.cache_status()
+        );
+    }
+    ask("POST", "/1", &[here, fresh]).await;
+    assert!(ask("GET", "/1", &[]).await.is_hit());
+    sql.query("SELECT pgcache.invalidate('product')", &[])
+        .await
+        .unwrap();
+    assert_eq!(ask("GET", "/1", &[]).await.text(), "GET");
+}

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::gauge::Token;
@@ -211,15 +212,15 @@ impl ChangeGuard {
         self.scopes.clear();
     }
 
-    /// Adds scopes that only the answer names, writes, and returns when that is committed or overdue.
-    pub(crate) async fn commit(mut self, more: impl IntoIterator<Item = Scope>) {
+    /// Adds scopes that only the answer names, writes, and returns when that is committed or overdue: the id of
+    /// the transaction that did it.
+    pub(crate) async fn commit(mut self, more: impl IntoIterator<Item = Scope>) -> Option<u64> {
         self.scopes.extend(more);
         // in a task: if the request is dropped while it waits, the work goes on
-        let Some(task) = self.spawn() else { return };
-        let _ = task.await;
+        self.spawn()?.await.ok().flatten()
     }
 
-    fn spawn(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+    fn spawn(&mut self) -> Option<JoinHandle<Option<u64>>> {
         if !std::mem::take(&mut self.armed) || !self.engine.settings.has_database {
             return None;
         }
@@ -259,13 +260,14 @@ impl Drop for ChangeGuard {
     }
 }
 
-async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) {
+/// Returns the id of the transaction that did it; none if it is overdue.
+async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Option<u64> {
     let deadline = Instant::now() + engine.settings.change_deadline;
     let mut pause = FIRST_PAUSE;
     while !engine.changes.out_of_reach.load(Ordering::Acquire) {
         let left = deadline.saturating_duration_since(Instant::now());
         match attempt(&engine, &scopes, left).await {
-            Ok(()) => return,
+            Ok(xid) => return Some(xid),
             Err(error) if Instant::now() + pause < deadline => {
                 tracing::debug!(%error, "an invalidation could not be written; trying again");
                 sleep(pause).await;
@@ -280,17 +282,18 @@ async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) {
         }
     }
     engine.changes.add_overdue(&engine, scopes);
+    None
 }
 
-async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Result<(), Error> {
+async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Result<u64, Error> {
     let written = in_time(within, async {
         engine.readiness.ensure(engine).await?;
         engine.store.invalidate(scopes.to_vec(), within).await
     });
-    written
+    let xid = written
         .await
         .inspect_err(|error| engine.readiness.doubt(error))?;
     engine.writes.is_well();
     engine.stats.count(|s| &s.invalidations);
-    Ok(())
+    Ok(xid)
 }

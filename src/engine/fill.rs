@@ -71,6 +71,12 @@ impl Fill {
         self.key
     }
 
+    /// The fill of an answer that a transaction of ours has just made room for.
+    pub(crate) fn seeing(mut self, xid: u64) -> Self {
+        self.origin.snapshot = self.origin.snapshot.and(xid);
+        self
+    }
+
     /// What is stored already, and may be stale or invalid.
     pub(crate) fn take_stored(&mut self) -> Option<Box<Entry>> {
         self.stored.take()

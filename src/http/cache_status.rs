@@ -114,6 +114,8 @@ pub(crate) enum Forward {
     Stale,
     /// The request wanted another answer than the stored one.
     Request,
+    /// A POST whose answer is one for later GETs.
+    Method,
 }
 
 impl Forward {
@@ -122,6 +124,7 @@ impl Forward {
             Self::Miss => "uri-miss",
             Self::Stale => "stale",
             Self::Request => "request",
+            Self::Method => "method",
         }
     }
 }

@@ -27,6 +27,19 @@ pub(crate) fn linked_paths(headers: &HeaderMap, target: &Uri, authority: &str) -
         .collect()
 }
 
+/// Whether the answer to a POST is what a GET of the target would get (RFC 9110 §9.3.3).
+pub(crate) fn represents_target(headers: &HeaderMap, target: &Uri, authority: &str) -> bool {
+    let reference = headers
+        .get(CONTENT_LOCATION)
+        .and_then(|value| value.to_str().ok());
+    let path = target
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    reference
+        .and_then(|reference| resolve(reference, target, authority))
+        .is_some_and(|location| location == path)
+}
+
 /// RFC 3986 §5.2 for the references that can name a resource of the same origin.
 fn resolve(reference: &str, target: &Uri, authority: &str) -> Option<String> {
     let reference = reference.split('#').next().unwrap_or_default();

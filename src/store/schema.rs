@@ -89,7 +89,9 @@ impl Sql {
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),
             delete_keys: sql(include_str!("sql/delete_keys.sql")),
-            invalidate: sql("SELECT pgcache.invalidate_scopes($1, $2, $3, $4)"),
+            invalidate: sql(
+                "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid",
+            ),
             clear: sql("SELECT pgcache.clear()"),
             fold_if_due: sql(include_str!("sql/fold_if_due.sql")),
             prune: sql("SELECT pgcache.prune($1)"),

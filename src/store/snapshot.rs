@@ -26,6 +26,17 @@ impl Snapshot {
         self
     }
 
+    /// The snapshot that sees this transaction too, and nothing else.
+    pub(crate) fn and(mut self, xid: u64) -> Self {
+        // what lies between was not seen before, and is not now; more of it than is carried along need not be
+        // looked at, since then the transaction itself is not seen either
+        let between = (self.xmax..xid).take(MAX_IN_PROGRESS + 1);
+        self.xip.extend(between);
+        self.xip.retain(|&running| running != xid);
+        self.xmax = self.xmax.max(xid + 1);
+        self.capped()
+    }
+
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
     #[cfg(test)]
     fn sees(&self, xid: u64) -> bool {
@@ -92,6 +103,25 @@ mod tests {
         }
         for bad in ["", "1", "1:2", "1:2:3", "1:5:4,3", "a:b:", "1:2:x", "-1:2:"] {
             assert!(bad.parse::<Snapshot>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_more_transaction_is_seen_and_nothing_else() {
+        let original: Snapshot = "10:20:10,14".parse().expect("a snapshot");
+        for xid in [14, 19, 20, 21, 30, 70, 82, 83, 84, 500, 10_000] {
+            let more = original.clone().and(xid);
+            assert_eq!(
+                more.to_string().parse::<Snapshot>().expect("a snapshot"),
+                more
+            );
+            for other in 0..10_010 {
+                assert!(
+                    !more.sees(other) || original.sees(other) || other == xid,
+                    "{other} for {xid}"
+                );
+            }
+            assert_eq!(more.sees(xid), xid <= 82 || original.sees(xid), "{xid}");
         }
     }
 

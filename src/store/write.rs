@@ -12,7 +12,7 @@ use super::lookup::checksum;
 use super::schema::Sql;
 use super::{Origin, Store, write_transaction};
 use crate::domain::Scope;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
 /// Longer lifetimes count as this: ten years.
@@ -103,16 +103,17 @@ impl Store {
         .await
     }
 
-    /// Records invalidations in a transaction of their own.
+    /// Records invalidations in a transaction of their own, and returns its id.
     pub(crate) async fn invalidate(
         self: &Arc<Self>,
         scopes: Vec<Scope>,
         within: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            invalidate(&transaction, &store.sql.invalidate, &scopes).await?;
-            Ok(transaction.commit().await?)
+            let xid = invalidate(&transaction, &store.sql.invalidate, &scopes).await?;
+            transaction.commit().await?;
+            Ok(xid)
         })
         .await
     }
@@ -124,7 +125,9 @@ impl Store {
         client: &impl GenericClient,
         scopes: &[Scope],
     ) -> Result<(), Error> {
-        invalidate(client, &self.sql.invalidate, scopes).await
+        invalidate(client, &self.sql.invalidate, scopes)
+            .await
+            .map(drop)
     }
 
     /// Makes every entry invalid.
@@ -228,13 +231,13 @@ async fn invalidate(
     client: &impl GenericClient,
     statement: &str,
     scopes: &[Scope],
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let kinds: Vec<&str> = scopes.iter().map(|s| s.kind().as_str()).collect();
     let names: Vec<&str> = scopes.iter().map(Scope::name).collect();
     let tenants: Vec<Option<&str>> = scopes.iter().map(Scope::tenant_name).collect();
     let entities: Vec<Option<&str>> = scopes.iter().map(Scope::entity_name).collect();
-    client
-        .query_typed(
+    let row = client
+        .query_typed_one(
             statement,
             &[
                 (&kinds, Type::TEXT_ARRAY),
@@ -244,5 +247,11 @@ async fn invalidate(
             ],
         )
         .await?;
-    Ok(())
+    let xid: &str = row.try_get("xid")?;
+    xid.parse().map_err(|_| {
+        Error::new(
+            ErrorKind::Database,
+            format!("{xid:?} is not the id of a transaction"),
+        )
+    })
 }
