@@ -277,6 +277,7 @@ impl<T> PgCacheBuilder<T> {
             self.principal.as_ref(),
         );
         let mut wrong = Vec::from_iter(check_name(&self.schema).err());
+        wrong.extend(self.tenant.as_ref().and_then(Tenant::mistake));
         let durations = [
             ("default_ttl", self.default_ttl),
             ("lookup_deadline", self.settings.lookup_deadline),

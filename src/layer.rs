@@ -123,7 +123,7 @@ impl PgCacheLayer {
             let rules = Arc::new(Rules::new(
                 config.clone(),
                 self.policy.clone(),
-                self.table.clone(),
+                self.table.as_deref(),
                 self.place,
             ));
             config.register(&rules);

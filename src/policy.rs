@@ -234,9 +234,15 @@ macro_rules! policy_setters {
         /// [`session_cookies`](Self::session_cookies) says otherwise.
         #[must_use]
         pub fn key_cookie(mut self, name: impl Into<String>) -> Self {
+            let name = name.into();
+            if name.is_empty() {
+                let wrong =
+                    "key_cookie(\"\") names no cookie; name one, or leave it out".to_owned();
+                self.policy_mut().wrong.push(wrong);
+            }
             self.policy_mut()
                 .key_parts
-                .push($crate::policy::KeyPart::Cookie(name.into()));
+                .push($crate::policy::KeyPart::Cookie(name));
             self
         }
 

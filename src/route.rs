@@ -78,10 +78,24 @@ impl Route {
 /// A row, ready to be found.
 #[derive(Debug)]
 pub(crate) struct Row {
+    /// Without what is inherited.
+    own: Policy,
     pub(crate) policy: Arc<Policy>,
     /// `GET /products/{id}`.
     pub(crate) place: String,
     matched: AtomicBool,
+}
+
+impl Row {
+    fn new(own: Policy, mut policy: Policy, default_ttl: Duration, place: String) -> Self {
+        policy.ttl.get_or_insert(RouteTtl::For(default_ttl));
+        Self {
+            own,
+            policy: Arc::new(policy),
+            place,
+            matched: AtomicBool::new(false),
+        }
+    }
 }
 
 type Methods = HashMap<Method, Row>;
@@ -91,6 +105,7 @@ type Methods = HashMap<Method, Row>;
 pub(crate) struct RouteTable {
     router: matchit::Router<usize>,
     patterns: Vec<(String, Methods)>,
+    default_ttl: Duration,
 }
 
 impl RouteTable {
@@ -109,9 +124,9 @@ impl RouteTable {
         } in routes
         {
             let place = format!("{method} {pattern}");
-            let (mut policy, wrong) = complete(policy, &format!("route {place}"));
+            let own = policy.clone();
+            let (policy, wrong) = complete(policy, &format!("route {place}"));
             mistakes.extend(wrong);
-            policy.ttl.get_or_insert(RouteTtl::For(default_ttl));
             mistakes.extend(unknown_parameters(&pattern, &policy, &place));
             let method = if method == Method::HEAD {
                 Method::GET
@@ -125,11 +140,7 @@ impl RouteTable {
                     patterns.push((pattern, Methods::new()));
                     patterns.len() - 1
                 });
-            let row = Row {
-                policy: Arc::new(policy),
-                place,
-                matched: AtomicBool::new(false),
-            };
+            let row = Row::new(own, policy, default_ttl, place);
             if let Some(twice) = patterns[at].1.insert(method, row) {
                 mistakes.push(format!(
                     "route {}: listed twice; put its settings into one row",
@@ -147,7 +158,31 @@ impl RouteTable {
                 mistakes.push(format!("route {pattern}: {error}; {mend}"));
             }
         }
-        Self { router, patterns }
+        Self {
+            router,
+            patterns,
+            default_ttl,
+        }
+    }
+
+    /// The table of a layer: what a row does not set comes from the layer's own settings.
+    pub(crate) fn under(&self, layer: &Policy) -> Self {
+        let row = |row: &Row| {
+            let policy = row.own.clone().over(layer);
+            Row::new(row.own.clone(), policy, self.default_ttl, row.place.clone())
+        };
+        let patterns = self.patterns.iter().map(|(pattern, methods)| {
+            let methods = methods
+                .iter()
+                .map(|(method, r)| (method.clone(), row(r)))
+                .collect();
+            (pattern.clone(), methods)
+        });
+        Self {
+            router: self.router.clone(),
+            patterns: patterns.collect(),
+            default_ttl: self.default_ttl,
+        }
     }
 
     pub(crate) fn find(&self, method: &Method, path: &str) -> Option<&Row> {

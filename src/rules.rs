@@ -26,7 +26,7 @@ pub(crate) struct Rules {
     policy: Arc<Policy>,
     mistakes: Vec<String>,
     place: &'static Location<'static>,
-    table: Option<Arc<RouteTable>>,
+    table: Option<RouteTable>,
     patterns: MatchedPatterns,
     seen: AtomicBool,
     explained: Mutex<HashSet<(Option<String>, &'static str)>>,
@@ -36,10 +36,11 @@ impl Rules {
     pub(crate) fn new(
         config: Arc<Config>,
         own: Policy,
-        table: Option<Arc<RouteTable>>,
+        table: Option<&RouteTable>,
         place: &'static Location<'static>,
     ) -> Self {
         let (policy, mistakes) = config.complete(own, &format!("layer at {place}"));
+        let table = table.map(|table| table.under(&policy));
         Self {
             config,
             policy: Arc::new(policy),
@@ -138,11 +139,7 @@ impl Rules {
     pub(crate) fn unused(&self) -> Unused<'_> {
         Unused {
             layer: (!self.seen.load(Ordering::Relaxed)).then_some(self.place),
-            routes: self
-                .table
-                .iter()
-                .flat_map(|table| table.unmatched())
-                .collect(),
+            routes: self.table.iter().flat_map(RouteTable::unmatched).collect(),
         }
     }
 }

@@ -9,6 +9,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::head::RequestHead;
 use crate::request::{authority, is_text_for_postgres};
 
@@ -39,6 +41,8 @@ pub struct Tenant {
     find: Arc<Finder>,
     what: &'static str,
     is_witness: bool,
+    /// What is wrong with it, if anything.
+    mistake: Option<String>,
 }
 
 impl Tenant {
@@ -65,6 +69,7 @@ impl Tenant {
             find: Arc::new(find),
             what: "Tenant::extension",
             is_witness: true,
+            mistake: None,
         }
     }
 
@@ -72,13 +77,22 @@ impl Tenant {
     /// whoever can send it chooses the tenant. A field that is given twice names none.
     #[must_use]
     pub fn trusted_header(name: &'static str) -> Self {
-        Self::client_controlled("Tenant::trusted_header", move |head| {
-            let mut values = head.headers().get_all(name).iter();
+        let parsed = HeaderName::try_from(name);
+        let mistake = parsed.is_err().then(|| {
+            format!("tenant(Tenant::trusted_header({name:?})) is no name of a header field; use for example \"x-tenant\"")
+        });
+        let tenant = Self::client_controlled("Tenant::trusted_header", move |head| {
+            let mut values = head.headers().get_all(parsed.as_ref().ok()?).iter();
             match (values.next(), values.next()) {
                 (Some(value), None) => value.to_str().ok().map(str::to_owned),
                 _ => None,
             }
-        })
+        });
+        Self { mistake, ..tenant }
+    }
+
+    pub(crate) fn mistake(&self) -> Option<String> {
+        self.mistake.clone()
     }
 
     /// The tenant as a label of the host name, counted from the left: 0 is `acme` in `acme.example.com`. Only
@@ -126,6 +140,7 @@ impl Tenant {
             find: Arc::new(find),
             what,
             is_witness: false,
+            mistake: None,
         }
     }
 

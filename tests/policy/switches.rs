@@ -132,3 +132,29 @@ async fn what_never_came_to_use_is_listed() {
     ask(&app, "HEAD", "/a", &[]).await;
     assert_eq!(cache.stats().unmatched_routes, ["POST /b/{id}"]);
 }
+
+#[tokio::test]
+async fn what_is_set_on_a_layer_with_a_table_counts_for_its_rows() {
+    let stage = Stage::new().await;
+    let layer = PgCacheLayer::builder(stage.database.pool(2))
+        .route(Route::get("/listed").ttl(MINUTE))
+        .build()
+        .unwrap()
+        .credential_headers(["x-session"])
+        .key_header("x-variant");
+    let app = Router::new()
+        .route("/listed", get(obey))
+        .layer(layer.clone());
+    let mut expected = ["stored", "hit", "stored", "detail=credentials"].into_iter();
+    for fields in [&[][..], &[], &[("x-variant", "b")], &[("x-session", "1")]] {
+        let answer = ask(&app, "GET", "/listed", fields).await;
+        layer.cache().settled().await;
+        let expected = expected.next().unwrap();
+        assert!(
+            answer.cache_status().contains(expected),
+            "{expected}: {}",
+            answer.cache_status()
+        );
+    }
+    assert!(layer.cache().stats().unmatched_routes.is_empty());
+}
