@@ -28,7 +28,11 @@ mod call;
 mod domain;
 mod engine;
 mod error;
+// for cargo-fuzz, which sets the cfg; no part of what the crate promises
 mod future;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod http;
 mod key;

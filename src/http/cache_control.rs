@@ -129,14 +129,19 @@ impl RequestDirectives {
     }
 }
 
-/// RFC 9111 §1.2.2: a non-negative integer; what is larger than fits counts as the largest.
+/// What is no number is 0.
 fn delta_seconds(argument: Option<&[u8]>) -> u64 {
-    match argument {
-        Some(digits) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => digits
+    argument.and_then(seconds).unwrap_or(0)
+}
+
+/// RFC 9111 §1.2.2: a non-negative integer; what is larger than fits counts as the largest.
+pub(super) fn seconds(digits: &[u8]) -> Option<u64> {
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    is_number.then(|| {
+        digits
             .iter()
-            .fold(0u64, |n, d| (n * 10 + u64::from(d - b'0')).min(MAX_SECONDS)),
-        _ => 0,
-    }
+            .fold(0u64, |n, d| (n * 10 + u64::from(d - b'0')).min(MAX_SECONDS))
+    })
 }
 
 /// The members of a list of `name[=argument]`, with quoted strings unquoted.

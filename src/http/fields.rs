@@ -1,7 +1,7 @@
 //! Which fields are stored with an answer, and how a stored head is written down.
 //!
 //! 1. Fields that belong to one connection are not stored (RFC 9111 §3.1, RFC 9110 §7.6.1): the fixed ones
-//!    and those that `Connection` lists.
+//!    and those that `Connection` lists, but never what says how to cache the answer: that is for every recipient.
 //! 2. `Age`, `Content-Length` and `Cache-Status` of this cache are computed anew for every answer.
 //! 3. Several lines of one field, their order and every byte of their values are kept.
 //! 4. A stored answer has a `Date` (RFC 9110 §6.6.1).
@@ -9,8 +9,8 @@
 use std::time::SystemTime;
 
 use http::header::{
-    AGE, CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
+    AGE, CONNECTION, CONTENT_LENGTH, DATE, EXPIRES, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, StatusCode};
 
@@ -36,7 +36,7 @@ pub(crate) fn stored_fields(headers: &HeaderMap, received: SystemTime) -> Header
     for (name, value) in headers {
         let is_of_connection = PER_CONNECTION.contains(name)
             || PER_CONNECTION_UNREGISTERED.contains(&name.as_str())
-            || listed.iter().any(|l| l == name.as_str());
+            || (listed.iter().any(|l| l == name.as_str()) && !is_for_caches(name));
         if !is_of_connection && name != AGE && name != CONTENT_LENGTH {
             stored.append(name, value.clone());
         }
@@ -47,6 +47,12 @@ pub(crate) fn stored_fields(headers: &HeaderMap, received: SystemTime) -> Header
         }
     }
     stored
+}
+
+/// What `Connection` must not list (RFC 9110 §7.6.1): without it an answer that was judged with
+/// `must-revalidate` would be served stale. The targeted fields (RFC 9213) have names of this form, too.
+fn is_for_caches(name: &HeaderName) -> bool {
+    [EXPIRES, VARY].contains(name) || name.as_str().ends_with("cache-control")
 }
 
 /// Says in the status of a stored head that the cache made the `ETag`.
@@ -173,6 +179,31 @@ mod tests {
         let mut names: Vec<_> = stored.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-type", "date"]);
+    }
+
+    #[test]
+    fn connection_cannot_remove_what_says_how_to_cache() {
+        let headers = map(&[
+            (
+                "connection",
+                b"cache-control, CDN-Cache-Control, expires, vary, date",
+            ),
+            ("cache-control", b"must-revalidate"),
+            ("cdn-cache-control", b"max-age=1"),
+            ("expires", b"0"),
+            ("vary", b"accept"),
+        ]);
+        let stored = stored_fields(&headers, SystemTime::UNIX_EPOCH);
+        let mut names: Vec<_> = stored.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "cache-control",
+            "cdn-cache-control",
+            "date",
+            "expires",
+            "vary",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{AGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, LAST_MODIFIED, SET_COOKIE};
 use http::{HeaderMap, StatusCode, response};
 
-use super::cache_control::CacheControl;
+use super::cache_control::{CacheControl, seconds};
 use super::reuse::{StaleRules, useful_when_stale};
 use super::structured::targeted;
 use super::vary::{Vary, vary_of};
@@ -365,13 +365,12 @@ fn expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     )
 }
 
-/// RFC 9111 §5.1: the first value counts; an invalid one is ignored.
+/// RFC 9111 §5.1: the first value counts; an invalid one is ignored. One that does not fit is very old (§1.2.2).
 fn age(headers: &HeaderMap) -> Duration {
-    let seconds = headers
+    let first = headers
         .get(AGE)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.split(',').next()?.trim().parse::<u32>().ok());
-    Duration::from_secs(seconds.unwrap_or(0).into())
+        .and_then(|value| value.as_bytes().split(|&b| b == b',').next());
+    Duration::from_secs(first.and_then(|n| seconds(n.trim_ascii())).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -452,6 +451,15 @@ mod tests {
         assert_eq!(
             judged(200, &[("cache-control", "max-age=10"), ("age", "10")], None),
             Err(NotStored::Stale)
+        );
+        assert_eq!(
+            judged(
+                200,
+                &[("cache-control", "max-age=10"), ("age", "99999999999")],
+                None
+            ),
+            Err(NotStored::Stale),
+            "an age that overflows is old, not invalid"
         );
     }
 
