@@ -117,6 +117,8 @@ pub(crate) struct Entry {
 pub(crate) struct Question<'a> {
     pub(crate) key: Key,
     pub(crate) variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
+    /// Under which key a part of the answer would stand, if parts are stored.
+    pub(crate) part: Option<Key>,
     /// Also answers that are invalid and cannot be revalidated.
     pub(crate) invalid_too: bool,
 }
@@ -192,18 +194,25 @@ impl Engine {
         let known = self.varying.get(&question.key);
         let mut keys = vec![question.key];
         keys.extend(known.as_deref().map(question.variant));
+        keys.extend(question.part);
         let Some((origin, mut stored)) = self.rows(keys.clone(), question.invalid_too).await?
         else {
             return Ok(None);
         };
-        let at = stored.iter().position(|(key, _)| *key == question.key);
-        let fields = match at.map(|at| stored.swap_remove(at)) {
-            Some((key, Stored::Answer(found))) => return Ok(Some((origin, Some((key, found))))),
-            Some((_, Stored::Varies(fields))) => fields,
-            None => return Ok(Some((origin, None))),
+        // only where there is nothing more
+        let part = question
+            .part
+            .and_then(|part| match take(&mut stored, part) {
+                Some(Stored::Answer(found)) => Some((part, found)),
+                _ => None,
+            });
+        let fields = match take(&mut stored, question.key) {
+            Some(Stored::Answer(found)) => return Ok(Some((origin, Some((question.key, found))))),
+            Some(Stored::Varies(fields)) => fields,
+            None => return Ok(Some((origin, part))),
         };
         let variant = (question.variant)(&fields);
-        let (origin, stored) = if keys.contains(&variant) {
+        let (origin, mut stored) = if keys.contains(&variant) {
             (origin, stored)
         } else {
             self.varying.insert(question.key, fields.into());
@@ -212,10 +221,10 @@ impl Engine {
                 None => return Ok(None),
             }
         };
-        let found = stored.into_iter().find_map(|(key, stored)| match stored {
-            Stored::Answer(found) if key == variant => Some((key, found)),
-            _ => None,
-        });
+        let found = match take(&mut stored, variant) {
+            Some(Stored::Answer(found)) => Some((variant, found)),
+            _ => part,
+        };
         Ok(Some((origin, found)))
     }
 
@@ -430,6 +439,12 @@ impl Engine {
             Ok(())
         }
     }
+}
+
+/// What stands under a key.
+fn take(stored: &mut Vec<(Key, Stored)>, key: Key) -> Option<Stored> {
+    let at = stored.iter().position(|(k, _)| *k == key)?;
+    Some(stored.swap_remove(at).1)
 }
 
 /// Being late is an error like any other.

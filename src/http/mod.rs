@@ -5,6 +5,7 @@ pub(crate) mod cache_status;
 pub(crate) mod conditional;
 pub(crate) mod fields;
 pub(crate) mod invalidation;
+pub(crate) mod partial;
 pub(crate) mod range;
 pub(crate) mod reuse;
 pub(crate) mod storable;

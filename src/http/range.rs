@@ -87,7 +87,7 @@ impl RangeSpec {
     }
 
     /// The bytes of a body of this length, if there are any (RFC 9110 §14.1.2).
-    fn within(self, length: usize) -> Option<Range<usize>> {
+    pub(super) fn within(self, length: usize) -> Option<Range<usize>> {
         let saturated = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let range = match self {
             Self::From(first) => saturated(first)..length,
@@ -134,7 +134,7 @@ fn magnitude(digits: &[u8]) -> (usize, &[u8]) {
 }
 
 /// RFC 9110 §13.1.5: what the client has a part of is still what is stored.
-fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
+pub(super) fn if_range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if !request.contains_key(IF_RANGE) {
         return true;
     }
@@ -246,7 +246,7 @@ fn contains(body: &[u8], wanted: &[u8]) -> bool {
         .any(|window| window.first() == wanted.first() && window == wanted)
 }
 
-fn for_partial(stored: &HeaderMap, length: usize) -> HeaderMap {
+pub(super) fn for_partial(stored: &HeaderMap, length: usize) -> HeaderMap {
     let mut headers = stored.clone();
     for name in &DIGESTS_OF_CONTENT {
         headers.remove(name);
@@ -255,30 +255,28 @@ fn for_partial(stored: &HeaderMap, length: usize) -> HeaderMap {
     headers
 }
 
-fn range_of(part: &Range<usize>, complete: usize) -> String {
+pub(super) fn range_of(part: &Range<usize>, complete: usize) -> String {
     format!("bytes {}-{}/{complete}", part.start, part.end - 1)
 }
 
 #[expect(clippy::expect_used, reason = "digits, words and dashes of ours")]
-fn value(text: String) -> HeaderValue {
+pub(super) fn value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).expect("a field value")
 }
 
-/// Which bytes a 206 carries (RFC 9110 §14.4): the tests read back what is written here.
-#[cfg(test)]
+/// Which bytes a 206 carries (RFC 9110 §14.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ContentRange {
+pub(super) struct ContentRange {
     /// The position of the first byte.
-    first: u64,
+    pub(super) first: u64,
     /// The position of the last byte.
-    last: u64,
+    pub(super) last: u64,
     /// The length of the whole representation, if it is known.
-    complete: Option<u64>,
+    pub(super) complete: Option<u64>,
 }
 
 /// The `Content-Range` of a 206 with one part; `None` if it is invalid or names no bytes (`bytes */10`).
-#[cfg(test)]
-fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+pub(super) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     let value = std::str::from_utf8(only(headers, &CONTENT_RANGE)?).ok()?;
     let (unit, range) = value.split_once(' ')?;
     let (positions, complete) = range.split_once('/')?;
@@ -298,7 +296,6 @@ fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
     })
 }
 
-#[cfg(test)]
 fn exact(digits: &str) -> Option<u64> {
     let is_number = digits.bytes().all(|b| b.is_ascii_digit()); // `parse` takes a sign, too
     is_number.then(|| digits.parse().ok()).flatten()

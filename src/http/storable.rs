@@ -17,6 +17,7 @@ use http::header::{AGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, LAST_MODI
 use http::{HeaderMap, StatusCode, response};
 
 use super::cache_control::{CacheControl, seconds};
+use super::partial::is_part;
 use super::reuse::{StaleRules, useful_when_stale};
 use super::structured::targeted;
 use super::vary::{Vary, vary_of};
@@ -156,6 +157,8 @@ pub(crate) struct StoreRules<'a> {
     pub(crate) set_cookie: bool,
     /// A status that is about one request may be stored if it is explicitly fresh.
     pub(crate) any_status: bool,
+    /// A 206 may be stored if it is one part of an answer that does not vary (RFC 9111 §3.3).
+    pub(crate) partial: bool,
     /// The request has `Authorization`, and RFC 9111 §3.5 decides.
     pub(crate) authorization: bool,
     /// Fields that take the place of `Cache-Control` (RFC 9213), the first one first.
@@ -237,7 +240,10 @@ fn veto(
             NotStored::SetCookie,
         ),
         (vary_of(&head.headers) == Vary::Everything, NotStored::Vary),
-        (!is_final_and_complete(head.status), NotStored::Status),
+        (
+            !(is_final_and_complete(head.status) || is_stored_part(head, rules)),
+            NotStored::Status,
+        ),
         (
             !rules.any_status && is_about_one_request(head.status),
             NotStored::Status,
@@ -258,6 +264,10 @@ fn is_final_and_complete(status: StatusCode) -> bool {
     !status.is_informational()
         && status != StatusCode::PARTIAL_CONTENT
         && status != StatusCode::NOT_MODIFIED
+}
+
+fn is_stored_part(head: &response::Parts, rules: &StoreRules<'_>) -> bool {
+    rules.partial && vary_of(&head.headers) == Vary::Nothing && is_part(head.status, &head.headers)
 }
 
 /// Answers to credentials, preconditions, `Range`, `Expect` or the like of one request: stored, they would let

@@ -41,6 +41,7 @@ pub(crate) const MAX_DEPENDENCIES: usize = 64;
 /// | `no-cache` in the answer | not stored | stored, revalidated each time | [`store_no_cache`](Self::store_no_cache) |
 /// | `Set-Cookie` | not stored | stored if explicitly fresh | [`store_set_cookie`](Self::store_set_cookie) |
 /// | 401, 412, 416, 429 and the like | not stored | stored if explicitly fresh | [`store_any_status`](Self::store_any_status) |
+/// | partial answers (206) | not stored | stored, served, and completed | [`store_partial`](Self::store_partial) |
 /// | answers to POST | not stored | stored for GET if explicitly fresh with a matching `Content-Location` | [`store_post`](Self::store_post) |
 /// | query | sorted by name | untouched | [`untouched_query`](Self::untouched_query) |
 /// | `Cache-Control` in the request | ignored, since it lets anybody defeat the cache | obeyed | [`request_directives`](Self::request_directives) |
@@ -83,6 +84,7 @@ pub struct Policy {
     pub(crate) targeted_fields: Option<Vec<HeaderName>>,
     pub(crate) groups_as_domains: Option<bool>,
     pub(crate) store_post: Option<bool>,
+    pub(crate) store_partial: Option<bool>,
     pub(crate) safe_post: Option<usize>,
     pub(crate) rebuild: Option<Rebuild>,
     /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
@@ -228,6 +230,7 @@ impl Policy {
             .store_set_cookie(true)
             .store_any_status(true)
             .store_post(true)
+            .store_partial(true)
             .untouched_query()
             .request_directives(true)
             .forward_conditionals(true)
@@ -279,6 +282,7 @@ impl Policy {
             targeted_fields,
             groups_as_domains,
             store_post,
+            store_partial,
             safe_post,
             rebuild,
             identity: _,
@@ -327,6 +331,7 @@ impl Policy {
             targeted_fields: targeted_fields.or_else(|| base.targeted_fields.clone()),
             groups_as_domains: groups_as_domains.or(base.groups_as_domains),
             store_post: store_post.or(base.store_post),
+            store_partial: store_partial.or(base.store_partial),
             safe_post: safe_post.or(base.safe_post),
             rebuild: rebuild.or_else(|| base.rebuild.clone()),
             identity: String::new(),
@@ -392,6 +397,7 @@ impl Policy {
             no_cache: on(self.store_no_cache),
             set_cookie: on(self.store_set_cookie),
             any_status: on(self.store_any_status),
+            partial: on(self.store_partial),
             authorization: on(self.rfc9111_credentials) && has_authorization,
             targets: self.targets(),
         }

@@ -457,6 +457,18 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Whether a 206 with one part is stored: it answers later requests for ranges within it, and a stored
+        /// beginning with a strong validator is completed by asking for the rest (RFC 9111 §3.3, §3.4). Only
+        /// where the inner service sees the client's `Range`
+        /// ([`forward_conditionals`](Self::forward_conditionals)), and for answers that do not vary.
+        ///
+        /// Defaults to `false`.
+        #[must_use]
+        pub fn store_partial(mut self, on: bool) -> Self {
+            self.policy_mut().store_partial = Some(on);
+            self
+        }
+
         /// POST only reads here, as in GraphQL and search: answers are stored under the body of the request too,
         /// and nothing is invalidated. A body that is longer than `max_body` bytes, or does not say how long it
         /// is, passes through.
