@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod conditionals;
 mod invalidated;
 mod nested;
+mod ranges;
+mod refresh;
+mod revalidation;
 mod stage;
+mod vary;
