@@ -3,10 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod conditionals;
+mod errors;
+mod groups;
 mod invalidated;
 mod nested;
 mod ranges;
 mod refresh;
+mod requests;
 mod revalidation;
 mod stage;
+mod storable;
 mod vary;
