@@ -81,3 +81,36 @@ async fn the_inner_layer_answers_preconditions_and_ranges() {
         assert_eq!((answer.status.as_u16(), answer.text()), (206, "234"));
     }
 }
+
+/// What the outer layer found is for another selection than the one that the inner layer has to answer.
+#[tokio::test]
+async fn a_layer_between_may_change_what_selects_a_variant() {
+    let database = test_support::database().await;
+    let cache = engine(&database).await;
+    let origin = Origin::saying(|request| match request.headers.get("if-none-match") {
+        Some(_) => says(304, &[], ""),
+        None => {
+            let value = request.headers["x-a"].to_str().unwrap().to_owned();
+            says(200, &[("vary", "x-a"), ("etag", "\"1\"")], value)
+        }
+    });
+    let app = origin
+        .router(cache.layer().ttl(MINUTE))
+        .layer(axum::middleware::map_request(
+            |mut request: axum::extract::Request| async move {
+                let value: u64 = request.headers()["x-a"].to_str().unwrap().parse().unwrap();
+                request.headers_mut().insert("x-a", (value + 1).into());
+                request
+            },
+        ))
+        .layer(cache.layer().ttl(MINUTE));
+    for sent in ["1", "2"] {
+        let answer = ask(&app, "GET", "/a", &[("x-a", sent)]).await;
+        cache.settled().await;
+        test::expire(&cache, &"/a".parse().unwrap()).await.unwrap();
+        assert_eq!(
+            answer.text().parse::<u64>().unwrap(),
+            sent.parse::<u64>().unwrap() + 1
+        );
+    }
+}
