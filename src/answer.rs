@@ -74,7 +74,9 @@ impl Whole {
         if has_content && !headers.contains_key(CONTENT_LENGTH) {
             headers.insert(CONTENT_LENGTH, body.len().into());
         }
-        let mut response = Response::new(if head_only {
+        let mut response = Response::new(if status == StatusCode::NOT_MODIFIED {
+            ResponseBody::none()
+        } else if head_only {
             ResponseBody::empty()
         } else {
             ResponseBody::whole(body)

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
@@ -40,6 +40,8 @@ pin_project_lite::pin_project! {
         Passed { #[pin] body: B },
         /// In one piece.
         Whole { data: Option<Bytes> },
+        /// None, of an answer whose length would be that of another one (304).
+        None,
         /// What was read so far, then the rest.
         Replayed { replay: Replay<B> },
         /// What the driving task reads.
@@ -90,6 +92,12 @@ impl<B> ResponseBody<B> {
         Self {
             inner: Inner::Whole { data: None },
         }
+    }
+
+    /// Of a 304: a body of length 0 would make axum say `Content-Length: 0`, which is about the answer that the
+    /// client has already (RFC 9110 §8.6).
+    pub(crate) const fn none() -> Self {
+        Self { inner: Inner::None }
     }
 
     const fn replayed(chunks: VecDeque<Bytes>, rest: Rest<B>) -> Self {
@@ -292,6 +300,31 @@ impl<B> Driver<B> {
     }
 }
 
+/// All of a body; `None` if it breaks off or is longer than that.
+pub(crate) async fn collected<B: Body>(body: B, max: usize) -> Option<Bytes> {
+    let mut body = Box::pin(body);
+    let mut bytes = BytesMut::new();
+    // frames become bytes within `poll_fn`: they need not be `Send`
+    poll_fn(|cx| {
+        loop {
+            match ready!(body.as_mut().poll_frame(cx)) {
+                None => return Poll::Ready(Some(())),
+                Some(Err(_)) => return Poll::Ready(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        bytes.put(data);
+                    }
+                }
+            }
+            if bytes.len() > max {
+                return Poll::Ready(None);
+            }
+        }
+    })
+    .await?;
+    Some(bytes.freeze())
+}
+
 fn joined(mut chunks: VecDeque<Bytes>, length: usize) -> Bytes {
     if chunks.len() <= 1 {
         return chunks.pop_front().unwrap_or_default();
@@ -366,6 +399,7 @@ where
             InnerProjection::Whole { data } => {
                 Poll::Ready(data.take().map(|data| Ok(Frame::data(data))))
             }
+            InnerProjection::None => Poll::Ready(None),
             InnerProjection::Replayed { replay } => replay.poll_frame(cx),
             InnerProjection::Driven {
                 frames,
@@ -398,6 +432,7 @@ where
         match &self.inner {
             Inner::Passed { body } => body.is_end_stream(),
             Inner::Whole { data } => data.is_none(),
+            Inner::None => true,
             Inner::Replayed { .. } | Inner::Driven { .. } => false,
         }
     }
@@ -416,7 +451,7 @@ where
             Inner::Driven {
                 left: Some(left), ..
             } => SizeHint::with_exact(*left),
-            Inner::Driven { .. } => SizeHint::default(),
+            Inner::None | Inner::Driven { .. } => SizeHint::default(),
         }
     }
 }
@@ -426,6 +461,7 @@ impl<B> fmt::Debug for ResponseBody<B> {
         f.write_str(match &self.inner {
             Inner::Passed { .. } => "ResponseBody(passed)",
             Inner::Whole { .. } => "ResponseBody(whole)",
+            Inner::None => "ResponseBody(none)",
             Inner::Replayed { .. } => "ResponseBody(replayed)",
             Inner::Driven { .. } => "ResponseBody(driven)",
         })

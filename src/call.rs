@@ -101,18 +101,19 @@ pub(crate) struct Answered<B> {
 }
 
 impl<S> Call<S> {
-    /// Calls the inner service. What the handler says it has changed is seen to, however the call ends.
+    /// Calls the inner service. `conditionals`: what the client asked, if the request no longer says it. What the handler says it has changed is seen to, however the call ends.
     pub(crate) async fn ask_inner<RequestBody, B>(
         &mut self,
         mut request: Request<RequestBody>,
         scopes: Vec<Scope>,
         learned: Option<Learned>,
+        conditionals: Option<HeaderMap>,
     ) -> Result<Answered<B>, (S::Error, Mark)>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
         let engine = &self.cache.cache.engine;
-        let mark = Mark::leave(request.extensions_mut(), engine, learned);
+        let mark = Mark::leave(request.extensions_mut(), engine, learned, conditionals);
         let scope = CacheScope::active();
         request.extensions_mut().insert(scope.clone());
         request.extensions_mut().insert(self.cache.cache.clone());
@@ -143,17 +144,13 @@ impl<S> Call<S> {
     pub(crate) async fn pass<RequestBody, B>(
         mut self,
         reason: Bypass,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
-        Mark::claim(
-            request.extensions(),
-            &self.cache.cache.engine,
-            self.is_unsafe,
-        );
-        let answered = self.ask_inner(request, Vec::new(), None).await;
+        Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
+        let answered = self.ask_inner(request, Vec::new(), None, None).await;
         let Answered {
             response,
             remarks,
@@ -185,7 +182,7 @@ impl<S> Call<S> {
         mut change: Change,
         invalidate_on: Option<StatusRule>,
         head: Option<Request<()>>,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
@@ -196,12 +193,10 @@ impl<S> Call<S> {
             Some(read) => self.cache.begin_later(*read, head, request.headers()).await,
             None => None,
         };
-        Mark::claim(
-            request.extensions(),
-            &self.cache.cache.engine,
-            self.is_unsafe,
-        );
-        let answered = self.ask_inner(request, change.scopes.clone(), None).await;
+        Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
+        let answered = self
+            .ask_inner(request, change.scopes.clone(), None, None)
+            .await;
         let Answered {
             response,
             remarks,

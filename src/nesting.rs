@@ -6,16 +6,19 @@
 //!    have made a GET of it.
 //! 2. What the outer layer learned of the store is left with the mark, so that the inner one need not ask
 //!    again, if both have one key.
-//! 3. An answer that the outer layer finds in the store is one that it may serve: whatever keeps answers apart
+//! 3. Preconditions and ranges that the outer layer took out of the request, to answer them itself, are put back
+//!    for the inner one.
+//! 4. An answer that the outer layer finds in the store is one that it may serve: whatever keeps answers apart
 //!    is in the key.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::Extensions;
+use http::{Extensions, HeaderMap, Request};
 
 use crate::engine::{Engine, Fill};
 use crate::http::cache_status::Bypass;
+use crate::http::conditional::take_conditionals;
 use crate::key::Key;
 
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ struct Inner {
     claimed: AtomicBool,
     sees_to_changes: AtomicBool,
     learned: Mutex<Option<Learned>>,
+    /// The preconditions and ranges of the request, if the outer layer has replaced them.
+    conditionals: Option<HeaderMap>,
     /// The mark that was there before, perhaps of another engine.
     outer: Option<Mark>,
 }
@@ -44,6 +49,7 @@ impl Mark {
         extensions: &mut Extensions,
         engine: &Arc<Engine>,
         learned: Option<Learned>,
+        conditionals: Option<HeaderMap>,
     ) -> Self {
         let outer = extensions.remove::<Self>();
         let mark = Self(Arc::new(Inner {
@@ -51,6 +57,7 @@ impl Mark {
             claimed: AtomicBool::new(false),
             sees_to_changes: AtomicBool::new(false),
             learned: Mutex::new(learned),
+            conditionals,
             outer,
         }));
         extensions.insert(mark.clone());
@@ -58,19 +65,23 @@ impl Mark {
     }
 
     /// Claims the request from the nearest outer layer of this engine; `changes`: as one that changes something.
-    pub(crate) fn claim(
-        extensions: &Extensions,
+    pub(crate) fn claim<B>(
+        request: &mut Request<B>,
         engine: &Arc<Engine>,
         changes: bool,
     ) -> Option<Self> {
-        let mut mark = extensions.get::<Self>();
+        let mut mark = request.extensions().get::<Self>().cloned();
         while let Some(found) = mark {
             if Arc::ptr_eq(&found.0.engine, engine) {
                 found.0.sees_to_changes.store(changes, Ordering::Release);
                 found.0.claimed.store(true, Ordering::Release);
-                return Some(found.clone());
+                if let Some(conditionals) = &found.0.conditionals {
+                    take_conditionals(request.headers_mut());
+                    request.headers_mut().extend(conditionals.clone());
+                }
+                return Some(found);
             }
-            mark = found.0.outer.as_ref();
+            mark = found.0.outer.clone();
         }
         None
     }

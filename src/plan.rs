@@ -54,6 +54,11 @@ pub(crate) struct Read {
 }
 
 impl Read {
+    /// Whether a part of the answer may be stored, and serve.
+    pub(crate) fn may_be_partial(&self) -> bool {
+        self.policy.store_partial == Some(true) && !self.head_only && !self.is_search
+    }
+
     /// What other caches are told about an answer that belongs to somebody.
     pub(crate) fn client_cache(&self) -> Option<ClientCache> {
         self.is_personal

@@ -5,15 +5,17 @@
 //! 3. A stale answer stands in for an error of the inner service where somebody asked for that.
 //! 4. The client's own preconditions and ranges are answered from whatever comes out of it.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG};
+use bytes::Bytes;
+use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG, IF_MODIFIED_SINCE};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
 use crate::answer::{Outcome, Whole, add_client_cache};
-use crate::body::{Limits, ResponseBody, Teed, tee};
+use crate::body::{Limits, ResponseBody, Teed, collected, tee};
 use crate::call::{Answered, Caching, Call, group_scopes};
 use crate::engine::{Asked, Entry, Fill, Label, Question, Refreshing, StoredHead};
 use crate::error::BoxError;
@@ -23,15 +25,20 @@ use crate::http::conditional::{
     conditionals_of, freshen, is_about, revalidation, take_conditionals,
 };
 use crate::http::fields::stored_fields;
-use crate::http::reuse::{Reuse, decide, may_stand_in};
+use crate::http::partial::{self, combined, completion};
+use crate::http::reuse::{Condition, Reuse, decide, may_stand_in};
 use crate::http::storable::{Freshness, NotStored, directives, judge};
 use crate::http::structured::groups;
 use crate::http::vary::{Vary, normalised, vary_of};
 use crate::key::Key;
 use crate::nesting::{Learned, Mark};
 use crate::plan::Read;
-use crate::policy::MAX_DEPENDENCIES;
+use crate::policy::{GeneratedEtag, MAX_DEPENDENCIES};
 use crate::runtime::Remarks;
+
+/// How many probes an answer may take over; a scope has up to four. Those of one that is confirmed again and again
+/// may become more each time.
+const MAX_PROBES: usize = 4 * (MAX_DEPENDENCIES + 2);
 
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 
@@ -41,9 +48,10 @@ pub(crate) struct Errand {
     /// For the route's `store_if`.
     head: Option<Request<()>>,
     /// What is stored, and may be revalidated or stand in for an error.
-    stored: Option<Box<Entry>>,
+    stored: Option<Arc<Entry>>,
     /// Preconditions and ranges that the cache answers, taken out of the request.
     conditionals: Option<HeaderMap>,
+    answers_conditionals: bool,
     /// Whether the request carries the stored validators.
     revalidates: bool,
     /// The request's fields, for answers that vary.
@@ -52,13 +60,25 @@ pub(crate) struct Errand {
     no_store: bool,
     /// An answer to POST counts as fresh only if it says so itself.
     explicit_only: bool,
+    /// A stored beginning; the request asks for the rest.
+    completes: Option<Arc<Entry>>,
 }
 
 impl Caching {
     /// What an outer layer has learned, or the store.
     async fn look_up(&self, read: &Read, headers: &HeaderMap, outer: Option<Mark>) -> Learned {
-        if let Some(learned) = outer.and_then(|outer| outer.learned(read.key)) {
-            return learned;
+        match outer.and_then(|outer| outer.learned(read.key)) {
+            Some(Learned::Known(mut fill)) => {
+                // what is between the layers may have changed the fields that select a variant
+                let selects =
+                    |entry: &Entry| entry.key == selected(read.key, &entry.headers, headers);
+                if fill.stored().is_some_and(|entry| !selects(&entry)) {
+                    fill.forget_stored();
+                }
+                return Learned::Known(fill);
+            }
+            Some(unusable) => return unusable,
+            None => {}
         }
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
         let invalid_too = read.policy.serve_invalidated.is_some();
@@ -68,6 +88,7 @@ impl Caching {
             .ask(Question {
                 key: read.key,
                 variant: &variant,
+                part: read.may_be_partial().then(|| part_key(read.key)),
                 invalid_too,
             })
             .await
@@ -97,6 +118,8 @@ impl Caching {
             revalidates: false,
             fields: headers.clone(),
             why: Forward::Method,
+            answers_conditionals: false,
+            completes: None,
             no_store: false,
             explicit_only: true,
         };
@@ -127,7 +150,7 @@ impl<S> Call<S> {
         mut self,
         read: Read,
         head: Option<Request<()>>,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
@@ -137,28 +160,27 @@ impl<S> Call<S> {
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let outer = Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
         let asks = match read.policy.request_directives {
             Some(true) => RequestDirectives::of(request.headers()),
             _ => RequestDirectives::default(),
         };
-        let mut fill = match self
-            .cache
-            .look_up(
-                &read,
-                request.headers(),
-                Mark::claim(
-                    request.extensions(),
-                    &self.cache.cache.engine,
-                    self.is_unsafe,
-                ),
-            )
-            .await
-        {
+        let fill = match self.cache.look_up(&read, request.headers(), outer).await {
             Learned::Known(fill) => fill,
             Learned::Unusable(_) if asks.only_if_cached => return Ok(self.not_cached()),
             Learned::Unusable(reason) => return self.pass_unusable(reason, request).await,
         };
-        let stored = fill.take_stored();
+        let stored = fill.stored();
+        let part = stored
+            .clone()
+            .filter(|entry| entry.is_part() && self.reuse(entry, &read, &asks) == Reuse::Serve);
+        let stored = stored.filter(|entry| !entry.is_part());
+        if let Some(answer) = part
+            .as_ref()
+            .and_then(|part| self.hit_within(part, &read, request.headers()))
+        {
+            return Ok(answer);
+        }
         let reuse = stored
             .as_deref()
             .map(|entry| self.reuse(entry, &read, &asks));
@@ -182,26 +204,122 @@ impl<S> Call<S> {
             }
             Some(_) => Forward::Stale,
         };
-        let (errand, request) = prepare(read, head, request, stored, why, asks.no_store);
+        let (mut errand, mut request) = prepare(read, head, request, stored, why, asks.no_store);
+        let is_whole = conditionals_of(request.headers()).is_none();
+        if let Some((part, fields)) = part
+            .filter(|_| is_whole)
+            .and_then(|p| completion(&p.headers).map(|f| (p, f)))
+        {
+            request.headers_mut().extend(fields);
+            errand.completes = Some(part);
+        }
         self.fill_patiently(errand, request, fill).await
+    }
+
+    /// A range within a stored part.
+    fn hit_within<B>(
+        &self,
+        part: &Entry,
+        read: &Read,
+        request: &HeaderMap,
+    ) -> Option<Response<ResponseBody<B>>> {
+        let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
+        self.cache.cache.engine.count_hit();
+        let outcome = Outcome {
+            status: part.status,
+            headers,
+            body,
+            age: Some(part.condition.age),
+        };
+        let response = self.whole(read, outcome).answer(None);
+        Some(self.cache.explained(
+            response,
+            CacheStatus::Hit {
+                condition: part.condition,
+            },
+        ))
+    }
+
+    /// The rest of an answer whose beginning is stored: both are stored as one, and answer the client.
+    fn complete<B>(
+        &self,
+        mut errand: Errand,
+        part: &Entry,
+        fill: Fill,
+        mut head: response::Parts,
+        rest: Bytes,
+        remarks: Remarks,
+    ) -> Response<ResponseBody<B>> {
+        let received = SystemTime::now();
+        let why = errand.why;
+        let Some((headers, body)) = combined((&part.headers, &part.body), (&head.headers, &rest))
+        else {
+            return self.misfit(why, head.status);
+        };
+        (head.status, head.headers) = (StatusCode::OK, headers);
+        let status = head.status;
+        let said = match self.storable(&mut errand, &head, remarks, received, None) {
+            Ok((freshness, mut label)) => {
+                // what the beginning depended on, the whole does
+                label.probes.extend(part.probes.iter().copied());
+                let headers = stored_fields(&head.headers, received);
+                let stored = StoredHead {
+                    status,
+                    headers,
+                    etag: GeneratedEtag::Off,
+                };
+                fill.begin(label, freshness, stored).finish(body.clone());
+                CacheStatus::Stored { why, status }
+            }
+            Err(reason) => CacheStatus::NotStored {
+                why,
+                status,
+                reason,
+            },
+        };
+        let outcome = Outcome {
+            status,
+            headers: head.headers,
+            body,
+            age: None,
+        };
+        self.cache
+            .explained(self.whole(&errand.read, outcome).answer(None), said)
+    }
+
+    /// The inner service has sent a part that does not fit the one that it sent before under the same validator.
+    fn misfit<B>(&self, why: Forward, status: StatusCode) -> Response<ResponseBody<B>> {
+        tracing::warn!("a part does not fit the stored one with the same strong validator");
+        let mut response = Response::new(ResponseBody::empty());
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+        self.cache.explained(
+            response,
+            CacheStatus::NotStored {
+                why,
+                status,
+                reason: NotStored::Status,
+            },
+        )
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
         let says = directives(&entry.headers, read.policy.targets());
-        let reuse = decide(entry.condition, &says, asks, read.policy.stale);
+        let decided = |condition| decide(condition, &says, asks, read.policy.stale);
+        let if_valid = Condition {
+            valid: true,
+            ..entry.condition
+        };
         match read.policy.serve_invalidated {
             // on this route's own responsibility
-            Some(window)
-                if reuse == Reuse::Revalidate && !entry.condition.valid && !asks.no_cache =>
-            {
-                let known = self.cache.cache.engine.known_invalid_for(entry.key);
-                if known < window {
+            Some(window) if !entry.condition.valid && decided(if_valid) != Reuse::Revalidate => {
+                let known = self.cache.cache.engine.known_invalid_for(entry);
+                if known.is_some_and(|known| known < window) {
                     Reuse::ServeAndRefresh
                 } else {
-                    reuse
+                    Reuse::Revalidate
                 }
             }
-            _ => reuse,
+            _ => decided(entry.condition),
         }
     }
 
@@ -247,7 +365,7 @@ impl<S> Call<S> {
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
         let answered = self
-            .ask_inner(request, Vec::new(), Some(Learned::Unusable(reason)))
+            .ask_inner(request, Vec::new(), Some(Learned::Unusable(reason)), None)
             .await;
         let Answered {
             response,
@@ -269,9 +387,9 @@ impl<S> Call<S> {
         self,
         read: Read,
         head: Option<Request<()>>,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         fill: Fill,
-        stored: Option<Box<Entry>>,
+        stored: Option<Arc<Entry>>,
     ) where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
@@ -284,9 +402,9 @@ impl<S> Call<S> {
         let Some(refreshing) = self.cache.cache.engine.begin_refresh(key) else {
             return;
         };
-        let (mut errand, request) = prepare(read, head, request, stored, Forward::Stale, false);
         // nobody waits for the answer, and what the client asked for is not what is to be stored
-        errand.conditionals = None;
+        take_conditionals(request.headers_mut());
+        let (errand, request) = prepare(read, head, request, stored, Forward::Stale, false);
         tokio::spawn(refresh(self, errand, request, fill, refreshing));
     }
 
@@ -313,7 +431,12 @@ impl<S> Call<S> {
         let Some((stale, patience)) = stand_in else {
             return self.fill(errand, request, fill).await;
         };
-        let mut filling = tokio::spawn(self.fill(errand, request, fill));
+        let pending = self.cache.cache.engine.begin_work();
+        let mut filling = tokio::spawn(async move {
+            let answer = self.fill(errand, request, fill).await;
+            drop(pending);
+            answer
+        });
         match tokio::time::timeout(patience, &mut filling).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(stopped)) if stopped.is_panic() => {
@@ -336,13 +459,21 @@ impl<S> Call<S> {
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let conditionals = errand
+            .answers_conditionals
+            .then(|| errand.conditionals.clone().unwrap_or_default());
         let Answered {
             response,
             mut remarks,
             guard,
             mark,
         } = match self
-            .ask_inner(request, Vec::new(), Some(Learned::Known(fill)))
+            .ask_inner(
+                request,
+                Vec::new(),
+                Some(Learned::Known(fill)),
+                conditionals,
+            )
             .await
         {
             Ok(answered) => answered,
@@ -363,6 +494,20 @@ impl<S> Call<S> {
         };
         self.cache.cache.engine.count_miss();
         let (head, body) = response.into_parts();
+        if let Some(part) = errand
+            .completes
+            .take_if(|_| head.status == StatusCode::PARTIAL_CONTENT)
+        {
+            let room = errand
+                .read
+                .policy
+                .body_limit()
+                .saturating_sub(part.body.len());
+            return Ok(match collected(body, room).await {
+                Some(rest) => self.complete(errand, &part, fill, head, rest, remarks),
+                None => self.misfit(errand.why, head.status),
+            });
+        }
         if errand.revalidates && head.status == StatusCode::NOT_MODIFIED {
             if let Some(entry) = errand.stored.take() {
                 return Ok(self.not_modified(errand, entry, fill, &head, remarks));
@@ -379,7 +524,7 @@ impl<S> Call<S> {
     fn not_modified<B>(
         &self,
         mut errand: Errand,
-        mut entry: Box<Entry>,
+        entry: Arc<Entry>,
         fill: Fill,
         head: &response::Parts,
         remarks: Remarks,
@@ -388,6 +533,7 @@ impl<S> Call<S> {
         if !is_about_entry(head, &entry) {
             return self.stale(&entry, &errand);
         }
+        let mut entry = Arc::unwrap_or_clone(entry);
         freshen(&mut entry.headers, &head.headers);
         let mut judged = response::Response::new(()).into_parts().0;
         judged.status = entry.status;
@@ -398,10 +544,10 @@ impl<S> Call<S> {
         if !head.headers.contains_key(DATE) {
             judged.headers.remove(DATE);
         }
-        let verdict = self.storable(&mut errand, &judged, remarks, received, true);
+        let verdict = self.storable(&mut errand, &judged, remarks, received, Some(&entry));
         entry.headers = stored_fields(&judged.headers, received);
         let response = self
-            .whole(&errand.read, entry.as_ref().into())
+            .whole(&errand.read, (&entry).into())
             .fresh()
             .answer(errand.conditionals.as_ref());
         let status = StatusCode::NOT_MODIFIED;
@@ -455,7 +601,7 @@ impl<S> Call<S> {
     {
         let (status, why) = (head.status, errand.why);
         let received = SystemTime::now();
-        let (freshness, label) = match self.storable(&mut errand, &head, remarks, received, false) {
+        let (freshness, label) = match self.storable(&mut errand, &head, remarks, received, None) {
             Ok(storable) => storable,
             Err(reason) => {
                 self.cache
@@ -480,7 +626,10 @@ impl<S> Call<S> {
         };
         let limits = Limits {
             max: policy.body_limit(),
-            announced: content_length(&head.headers),
+            announced: match status {
+                StatusCode::PARTIAL_CONTENT => partial::announced_length(&head.headers),
+                _ => content_length(&head.headers),
+            },
         };
         let storing = fill.begin(label, freshness, stored_head);
         let response = match tee(body, storing, limits, errand.stand_in().is_some()).await {
@@ -518,7 +667,7 @@ impl<S> Call<S> {
         head: &response::Parts,
         remarks: Remarks,
         received: SystemTime,
-        confirmed: bool,
+        confirmed: Option<&Entry>,
     ) -> Result<(Freshness, Label), NotStored> {
         let read = &mut errand.read;
         if remarks.no_store || remarks.ttl.is_some_and(|ttl| ttl.is_zero()) {
@@ -545,13 +694,15 @@ impl<S> Call<S> {
         scopes.extend(named.map(|scope| scope.for_tenant(read.tenant.as_deref())));
         scopes.sort();
         scopes.dedup();
+        // the body was made from what the handler may not have read again
+        let probes = confirmed.map_or_else(Vec::new, |entry| entry.probes.clone());
         let too_large = content_length(&head.headers)
             .is_some_and(|length| length > read.policy.body_limit() as u64);
         let refusals = [
-            (read.head_only && !confirmed, NotStored::Head),
+            (read.head_only && confirmed.is_none(), NotStored::Head),
             (too_large && !read.head_only, NotStored::TooLarge),
             (
-                scopes.len() > MAX_DEPENDENCIES + own_scopes,
+                scopes.len() > MAX_DEPENDENCIES + own_scopes || probes.len() > MAX_PROBES,
                 NotStored::TooManyDependencies,
             ),
             (
@@ -578,10 +729,12 @@ impl<S> Call<S> {
             freshness,
             Label {
                 scopes,
+                probes,
                 authority,
                 path,
                 tenant,
                 variant,
+                part: (head.status == StatusCode::PARTIAL_CONTENT).then(|| part_key(read.key)),
             },
         ))
     }
@@ -598,11 +751,9 @@ async fn refresh<S, RequestBody, B>(
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    if let Ok(answer) = call.fill(errand, request, fill).await {
-        if !is_error(answer.status()) {
-            refreshing.succeed();
-        }
-    }
+    // nobody reads the body: a driver, which counts as work of its own, reads it to the end
+    drop(call.fill(errand, request, fill).await);
+    drop(refreshing);
 }
 
 impl Errand {
@@ -624,12 +775,23 @@ fn is_about_entry(head: &response::Parts, entry: &Entry) -> bool {
     is_about(&head.headers, &known_to_the_handler)
 }
 
+/// What the inner service is asked about a stored answer. Of one that a commit has invalidated a date says too
+/// little: within the second that it names there may have been a change after the answer (RFC 9110 §8.8.2.2), and
+/// only the handler's clock could tell.
+fn validators(entry: &Entry) -> Option<HeaderMap> {
+    let mut validators = revalidation(&entry.headers, entry.etag_is_ours)?;
+    if !entry.condition.valid {
+        validators.remove(IF_MODIFIED_SINCE);
+    }
+    (!validators.is_empty()).then_some(validators)
+}
+
 /// Takes out of the request what the cache answers itself, and puts in what revalidates.
 fn prepare<RequestBody>(
     read: Read,
     head: Option<Request<()>>,
     mut request: Request<RequestBody>,
-    stored: Option<Box<Entry>>,
+    stored: Option<Arc<Entry>>,
     why: Forward,
     no_store: bool,
 ) -> (Errand, Request<RequestBody>) {
@@ -637,7 +799,7 @@ fn prepare<RequestBody>(
     let validators = stored
         .as_deref()
         .filter(|_| !read.is_search)
-        .and_then(|entry| revalidation(&entry.headers, entry.etag_is_ours));
+        .and_then(validators);
     let is_ours = validators.is_some() || !(read.is_search || read.policy.forwards_conditionals());
     let conditionals = if is_ours {
         take_conditionals(request.headers_mut())
@@ -654,14 +816,29 @@ fn prepare<RequestBody>(
             head,
             stored,
             conditionals,
+            answers_conditionals: is_ours,
             revalidates,
             fields,
             why,
             no_store,
             explicit_only: false,
+            completes: None,
         },
         request,
     )
+}
+
+/// The key under which this request finds an answer with these fields.
+fn selected(key: Key, answer: &HeaderMap, request: &HeaderMap) -> Key {
+    match vary_of(answer) {
+        Vary::Fields(fields) => variant_key(key, &fields, request),
+        Vary::Nothing | Vary::Everything => key,
+    }
+}
+
+/// Under which key a part of an answer stands.
+fn part_key(key: Key) -> Key {
+    key.variant([(":part", None)])
 }
 
 /// The key of the variant that this request selects (RFC 9111 §4.1).

@@ -7,18 +7,16 @@
 
 use std::any::{Any, TypeId};
 use std::fmt;
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use tower_service::Service;
 
-use crate::body::ResponseBody;
+use crate::body::{ResponseBody, collected};
 use crate::call::Call;
 use crate::error::BoxError;
 use crate::key::Key;
@@ -93,7 +91,7 @@ impl<S> Call<S> {
     {
         let (parts, body) = request.into_parts();
         // without the body there is no request; the client has gone, or has not kept to its Content-Length
-        let Some(question) = collected(body).await else {
+        let Some(question) = collected(body, usize::MAX).await else {
             return Ok(bad_request());
         };
         let made = rebuild_for::<RequestBody>(read.policy.rebuild.as_ref()).and_then(|rebuild| {
@@ -108,28 +106,6 @@ impl<S> Call<S> {
         self.read(read, head, Request::from_parts(parts, *body))
             .await
     }
-}
-
-/// `None` if the body breaks off.
-async fn collected<B: Body>(body: B) -> Option<Bytes> {
-    let mut body = Box::pin(body);
-    let mut bytes = BytesMut::new();
-    // frames become bytes within `poll_fn`: they need not be `Send`
-    poll_fn(|cx| {
-        loop {
-            match ready!(body.as_mut().poll_frame(cx)) {
-                None => return Poll::Ready(Some(())),
-                Some(Err(_)) => return Poll::Ready(None),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        bytes.put(data);
-                    }
-                }
-            }
-        }
-    })
-    .await?;
-    Some(bytes.freeze())
 }
 
 fn key_of(key: Key, method: &Method, headers: &HeaderMap, question: &Bytes) -> Key {

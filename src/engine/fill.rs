@@ -28,18 +28,22 @@ pub(crate) struct Fill {
     /// Of the URI; an answer that varies is stored under another one.
     key: Key,
     origin: Origin,
-    stored: Option<Box<Entry>>,
+    stored: Option<Arc<Entry>>,
 }
 
 /// What is written next to an answer.
 #[derive(Debug)]
 pub(crate) struct Label {
     pub(crate) scopes: Vec<Scope>,
+    /// Of the scopes of a body that is taken over from a stored answer.
+    pub(crate) probes: Vec<i64>,
     pub(crate) authority: String,
     pub(crate) path: String,
     pub(crate) tenant: Option<String>,
     /// The fields that the answer varies with, and the key of this variant.
     pub(crate) variant: Option<(Vec<HeaderName>, Key)>,
+    /// The key of a part of the answer.
+    pub(crate) part: Option<Key>,
 }
 
 /// The head of an answer as it is stored.
@@ -58,7 +62,7 @@ impl Fill {
         origin: Origin,
         stored: Option<Entry>,
     ) -> Self {
-        let stored = stored.map(Box::new);
+        let stored = stored.map(Arc::new);
         Self {
             engine,
             key,
@@ -78,12 +82,18 @@ impl Fill {
     }
 
     /// What is stored already, and may be stale or invalid.
-    pub(crate) fn take_stored(&mut self) -> Option<Box<Entry>> {
-        self.stored.take()
+    pub(crate) fn stored(&self) -> Option<Arc<Entry>> {
+        self.stored.clone()
+    }
+
+    /// For a request that selects another variant.
+    pub(crate) fn forget_stored(&mut self) {
+        self.stored = None;
     }
 
     /// The head is storable; the body is to come.
-    pub(crate) fn begin(self, label: Label, freshness: Freshness, head: StoredHead) -> Storing {
+    pub(crate) fn begin(mut self, label: Label, freshness: Freshness, head: StoredHead) -> Storing {
+        self.stored = None;
         let pending = self.engine.pending.enter();
         Storing {
             fill: self,
@@ -95,19 +105,35 @@ impl Fill {
     }
 
     /// The stored answer is the current one (RFC 9111 §4.3.4): it gets this fill's snapshot, scopes and times.
-    pub(crate) fn freshen(self, entry: &Entry, label: Label, freshness: Freshness) {
+    /// Where the news is that it varies in another way, it is stored anew.
+    pub(crate) fn freshen(self, entry: &Entry, mut label: Label, freshness: Freshness) {
         let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
-        let (engine, key) = (self.engine.clone(), entry.key);
-        let freshens = Some(entry.checksum.clone());
+        let (key, marker) = self.place(&mut label);
+        let engine = self.engine.clone();
+        let freshens = (key == entry.key).then(|| entry.checksum.clone());
         engine.push(self.record(
             label,
             freshness,
             key,
-            None,
+            marker,
             head,
             entry.body.clone(),
             freshens,
         ));
+    }
+
+    /// Under which key the answer is stored, and what leads there.
+    fn place(&self, label: &mut Label) -> (Key, Option<Marker>) {
+        if let Some(part) = label.part {
+            return (part, None);
+        }
+        match label.variant.take() {
+            Some((fields, variant)) => {
+                let key = self.key;
+                (variant, Some(Marker { key, fields }))
+            }
+            None => (self.key, None),
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // private: the parts of a record
@@ -123,10 +149,12 @@ impl Fill {
     ) -> Record {
         let Label {
             scopes,
+            probes,
             authority,
             path,
             tenant,
             variant: _,
+            part: _,
         } = label;
         let Freshness {
             remaining,
@@ -138,6 +166,7 @@ impl Fill {
             key,
             origin: self.origin,
             scopes,
+            probes,
             age,
             ttl: remaining,
             keep,
@@ -187,16 +216,7 @@ impl Storing {
             head.headers.insert(ETAG, etag.clone());
         }
         let encoded = encode_head(head.status, &head.headers, etag.is_some());
-        let (key, marker) = match label.variant.take() {
-            Some((fields, variant)) => (
-                variant,
-                Some(Marker {
-                    key: fill.key,
-                    fields,
-                }),
-            ),
-            None => (fill.key, None),
-        };
+        let (key, marker) = fill.place(&mut label);
         let engine = fill.engine.clone();
         engine.push(fill.record(label, freshness, key, marker, encoded, body, None));
         etag

@@ -40,7 +40,7 @@ use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::{Creation, Found, Lookup, Origin, Record, Store, Stored};
 use changes::Changes;
-use gauge::Gauge;
+use gauge::{Gauge, Token};
 use health::Health;
 use readiness::Readiness;
 use refresh::Refreshes;
@@ -111,6 +111,15 @@ pub(crate) struct Entry {
     pub(crate) body: bytes::Bytes,
     pub(crate) condition: Condition,
     checksum: Vec<u8>,
+    /// What its validity is judged by.
+    pub(crate) probes: Vec<i64>,
+}
+
+impl Entry {
+    /// A part of an answer (206), which is not one by itself.
+    pub(crate) fn is_part(&self) -> bool {
+        self.status == StatusCode::PARTIAL_CONTENT
+    }
 }
 
 /// What to ask for: the key of a URI, and how the key of a variant comes about.
@@ -262,7 +271,7 @@ impl Engine {
                 fresh_for,
                 stale_for,
                 checksum,
-                probes: _,
+                probes,
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
             let (status, headers, etag_is_ours) = decode_head(&head)?;
@@ -280,6 +289,7 @@ impl Engine {
                 body,
                 condition,
                 checksum,
+                probes,
             })
         });
         Asked::Known(Fill::new(self.clone(), key, origin, entry))
@@ -293,12 +303,17 @@ impl Engine {
 
     /// Begins to refresh an entry in the background, unless that is going on.
     pub(crate) fn begin_refresh(self: &Arc<Self>, key: Key) -> Option<Refreshing> {
-        self.refreshes.begin(key)
+        self.refreshes.begin(key, self.pending.enter())
     }
 
-    /// How long it has been known that an entry has to be refreshed.
-    pub(crate) fn known_invalid_for(&self, key: Key) -> Duration {
-        self.refreshes.known_for(key)
+    /// How long this instance has known that a commit has invalidated an entry; `None` if it cannot remember.
+    pub(crate) fn known_invalid_for(&self, entry: &Entry) -> Option<Duration> {
+        self.refreshes.known_invalid_for(entry.key, &entry.checksum)
+    }
+
+    /// Something that may lead to a store; [`settled`](Self::settled) waits for it.
+    pub(crate) fn begin_work(&self) -> Token {
+        self.pending.enter()
     }
 
     /// Creates or migrates the schema, whatever `auto_migrate` says.

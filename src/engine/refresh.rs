@@ -1,21 +1,34 @@
-//! Which entries this instance is refreshing in the background: each once at a time.
+//! What this instance is refreshing in the background: each entry once at a time; and since when it has known of
+//! entries that a commit has invalidated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::gauge::Token;
 use crate::key::Key;
 
 /// How many entries are refreshed at once; the others are served as they are, and refreshed later.
 const MAX_REFRESHES: usize = 256;
 
+/// How many invalidated entries are remembered, and for how long if there are more.
+const MAX_INVALID: usize = 10_000;
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Refreshes(Arc<Mutex<HashMap<Key, Refresh>>>);
+pub(crate) struct Refreshes(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    running: HashSet<Key>,
+    invalid: HashMap<Key, Invalid>,
+}
 
 #[derive(Debug)]
-struct Refresh {
+struct Invalid {
+    /// The checksum: an entry that replaces it is another one.
+    entry: Vec<u8>,
     known_since: Instant,
-    is_running: bool,
 }
 
 /// Held by the background fill.
@@ -23,54 +36,47 @@ struct Refresh {
 pub(crate) struct Refreshing {
     refreshes: Refreshes,
     key: Key,
-    succeeded: bool,
+    _pending: Token,
 }
 
 impl Refreshes {
-    pub(crate) fn begin(&self, key: Key) -> Option<Refreshing> {
-        let mut refreshes = self.lock();
-        if refreshes.len() >= MAX_REFRESHES && !refreshes.contains_key(&key) {
-            return None;
-        }
-        let refresh = refreshes.entry(key).or_insert_with(|| Refresh {
-            known_since: Instant::now(),
-            is_running: false,
-        });
-        let begins = !std::mem::replace(&mut refresh.is_running, true);
+    pub(super) fn begin(&self, key: Key, pending: Token) -> Option<Refreshing> {
+        let mut state = self.lock();
+        let begins = state.running.len() < MAX_REFRESHES && state.running.insert(key);
         begins.then(|| Refreshing {
             refreshes: self.clone(),
             key,
-            succeeded: false,
+            _pending: pending,
         })
     }
 
-    /// Since the first refresh that has not led to a new entry; zero if there was none.
-    pub(crate) fn known_for(&self, key: Key) -> Duration {
-        self.lock()
-            .get(&key)
-            .map_or(Duration::ZERO, |refresh| refresh.known_since.elapsed())
+    /// How long this has been known of an entry; from now on if it has not. `None` if it cannot be remembered.
+    pub(super) fn known_invalid_for(&self, key: Key, entry: &[u8]) -> Option<Duration> {
+        let invalid = &mut self.lock().invalid;
+        if let Some(known) = invalid.get(&key).filter(|known| known.entry == entry) {
+            return Some(known.known_since.elapsed());
+        }
+        if invalid.len() >= MAX_INVALID {
+            invalid.retain(|_, known| known.known_since.elapsed() < REMEMBERED);
+        }
+        if invalid.len() >= MAX_INVALID && !invalid.contains_key(&key) {
+            return None;
+        }
+        let known = Invalid {
+            entry: entry.to_vec(),
+            known_since: Instant::now(),
+        };
+        invalid.insert(key, known);
+        Some(Duration::ZERO)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Refresh>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Refreshing {
-    /// There is a new entry.
-    pub(crate) fn succeed(mut self) {
-        self.succeeded = true;
     }
 }
 
 impl Drop for Refreshing {
     fn drop(&mut self) {
-        let mut refreshes = self.refreshes.lock();
-        if self.succeeded {
-            refreshes.remove(&self.key);
-        } else if let Some(refresh) = refreshes.get_mut(&self.key) {
-            // the next request tries again, and it stays known how long this has been going on
-            refresh.is_running = false;
-        }
+        self.refreshes.lock().running.remove(&self.key);
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) key: Key,
     pub(crate) origin: Origin,
     pub(crate) scopes: Vec<Scope>,
+    /// Besides those of the scopes.
+    pub(crate) probes: Vec<i64>,
     /// How old the answer was when the fill began, how long it may be served from then on, and how long it is of
     /// any use: the handler's time counts as age (RFC 9111 §4.2.3).
     pub(crate) age: Duration,
@@ -146,6 +148,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         key,
         origin,
         scopes,
+        probes: more_probes,
         age,
         ttl,
         keep,
@@ -159,6 +162,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         marker: _,
     } = record;
     let mut probes: Vec<i64> = scopes.iter().flat_map(Scope::probes).collect();
+    probes.extend(more_probes);
     probes.sort_unstable();
     probes.dedup();
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();

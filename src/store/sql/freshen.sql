@@ -1,5 +1,5 @@
--- Gives the entry that a 304 was about the snapshot, the scopes, the times and the head that the answer brought;
--- its body stays where it is. $17: the checksum of the entry as it was; one with another was
+-- Gives the entry that a 304 was about the snapshot, the times and the head that the answer brought; its body stays
+-- where it is, and so do the scopes that it was made from (in $5, and here, for people). $17: the checksum of the entry as it was; one with another was
 -- replaced meanwhile. The other parameters are those of store.sql.
 UPDATE pgcache.entry AS e
    SET snapshot = s.snapshot, probes = $5,
@@ -7,7 +7,7 @@ UPDATE pgcache.entry AS e
        expires_at = to_timestamp($6) + make_interval(secs => $8),
        keep_until = to_timestamp($6) + make_interval(secs => $9),
        revalidatable = $10, authority = $11, path = $12, tenant = $13,
-       scopes = $14, checksum = $15, head = $16
+       scopes = ARRAY(SELECT DISTINCT s.scope FROM unnest(e.scopes || $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
  WHERE e.key = $1

@@ -1,0 +1,169 @@
+//! Parts: a 206 that is stored, serves ranges within it, and is completed (`shared_cache` only).
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use http::{Request, Response, StatusCode};
+use test_support::http::{Answer, send};
+use tower_pgcache::{Domain, PgCache, Policy, domain};
+
+const DATA: &str = "0123456789";
+const FILE: Domain = domain!("file");
+
+/// An origin that serves ranges of a file, with what it was asked.
+struct Stage {
+    app: Router,
+    cache: PgCache,
+    asked: Arc<Mutex<Vec<String>>>,
+    etag: Arc<Mutex<&'static str>>,
+}
+
+async fn stage() -> Stage {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(4))
+        .policy(Policy::shared_cache())
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let etag = Arc::new(Mutex::new(r#""a""#));
+    let origin = {
+        let (asked, etag) = (asked.clone(), etag.clone());
+        move |request: Request<Body>| {
+            let field = |name: &str| {
+                request
+                    .headers()
+                    .get(name)
+                    .map_or("", |v| v.to_str().unwrap())
+                    .to_owned()
+            };
+            let (range, etag) = (field("range"), *etag.lock().unwrap());
+            asked.lock().unwrap().push(range.clone());
+            let holds = field("if-range").is_empty() || field("if-range") == etag;
+            let response = Response::builder()
+                .header("etag", etag)
+                .header("cache-control", "max-age=60");
+            let response = match range
+                .strip_prefix("bytes=")
+                .and_then(|r| r.split_once('-'))
+                .filter(|_| holds)
+            {
+                Some((first, last)) => {
+                    let (first, last) = (
+                        first.parse::<usize>().unwrap(),
+                        last.parse::<usize>().unwrap_or(9),
+                    );
+                    response
+                        .status(StatusCode::PARTIAL_CONTENT)
+                        .header("content-range", format!("bytes {first}-{last}/10"))
+                        .body(Body::from(&DATA[first..=last]))
+                }
+                None => response.body(Body::from(DATA)),
+            };
+            std::future::ready(response.unwrap())
+        }
+    };
+    let app = Router::new()
+        .route("/file", get(origin))
+        .layer(cache.layer().domain(FILE));
+    Stage {
+        app,
+        cache,
+        asked,
+        etag,
+    }
+}
+
+impl Stage {
+    async fn ask(&self, fields: &[(&str, &str)]) -> Answer {
+        let mut request = Request::get("/file");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let answer = send(&self.app, request.body(Body::empty()).unwrap()).await;
+        self.cache.settled().await;
+        answer
+    }
+
+    /// The ranges that the origin was asked for since the last time.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_stored_part_answers_ranges_within_it_and_no_others() {
+    let stage = stage().await;
+    assert!(stage.ask(&[("range", "bytes=2-6")]).await.is_stored());
+    let within = stage.ask(&[("range", "bytes=3-4")]).await;
+    assert!(within.is_hit());
+    assert_eq!(
+        (within.status, within.text()),
+        (StatusCode::PARTIAL_CONTENT, "34")
+    );
+    assert_eq!(within.header("content-range"), Some("bytes 3-4/10"));
+    assert_eq!(within.header("content-length"), Some("2"));
+    assert!(
+        stage
+            .ask(&[("range", "bytes=3-4"), ("if-range", r#""a""#)])
+            .await
+            .is_hit()
+    );
+    assert_eq!(stage.asked(), ["bytes=2-6"]);
+    assert_eq!(stage.ask(&[("range", "bytes=6-7")]).await.text(), "67");
+    assert_eq!(
+        stage
+            .ask(&[("range", "bytes=6-7"), ("if-range", r#""b""#)])
+            .await
+            .text(),
+        DATA
+    );
+    assert_eq!(stage.asked(), ["bytes=6-7", "bytes=6-7"]);
+    // now the whole is there
+    assert!(stage.ask(&[("range", "bytes=0-8")]).await.is_hit());
+    assert!(stage.ask(&[]).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_beginning_is_completed_with_what_is_missing() {
+    let stage = stage().await;
+    stage.ask(&[("range", "bytes=0-3")]).await;
+    let whole = stage.ask(&[]).await;
+    assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
+    assert_eq!(whole.header("content-range"), None);
+    assert_eq!(stage.asked(), ["bytes=0-3", "bytes=4-"]);
+    let again = stage.ask(&[]).await;
+    assert_eq!((again.is_hit(), again.text()), (true, DATA));
+}
+
+#[tokio::test]
+async fn a_beginning_of_what_has_changed_is_replaced() {
+    let stage = stage().await;
+    stage.ask(&[("range", "bytes=0-3")]).await;
+    *stage.etag.lock().unwrap() = r#""b""#;
+    let whole = stage.ask(&[]).await;
+    assert_eq!((whole.text(), whole.header("etag")), (DATA, Some(r#""b""#)));
+    assert_eq!(
+        stage.asked(),
+        ["bytes=0-3", "bytes=4-"],
+        "If-Range did not hold"
+    );
+}
+
+#[tokio::test]
+async fn a_commit_invalidates_a_part() {
+    let stage = stage().await;
+    stage.ask(&[("range", "bytes=0-3")]).await;
+    stage.cache.invalidate([FILE]).await.unwrap();
+    assert!(!stage.ask(&[("range", "bytes=0-3")]).await.is_hit());
+    stage.cache.invalidate([FILE]).await.unwrap();
+    stage.asked();
+    assert_eq!(stage.ask(&[]).await.text(), DATA);
+    assert_eq!(
+        stage.asked(),
+        [""],
+        "a beginning that was invalidated is not completed"
+    );
+}
