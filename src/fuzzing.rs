@@ -431,7 +431,7 @@ fn condition(freshness: Freshness, passed: Duration) -> Condition {
     Condition {
         age: freshness.age + passed,
         fresh_for: freshness.remaining.saturating_sub(passed),
-        stale_for: passed.saturating_sub(freshness.remaining),
+        stale_for: passed.saturating_sub(freshness.remaining) + freshness.overdue,
         valid: true,
     }
 }
@@ -483,6 +483,7 @@ pub struct Exchange {
     /// How long the answer is fresh from its arrival, or why it is not stored.
     pub stored: Result<Duration, NotStored>,
     age: Duration,
+    overdue: Duration,
 }
 
 /// Judges an answer as [`Policy::shared_cache`] does.
@@ -498,10 +499,17 @@ pub fn shared_cache(request: &HeaderMap, answer: &response::Parts) -> Exchange {
     Exchange {
         stored: judged.map(|f| f.remaining),
         age: judged.map(|f| f.age).unwrap_or_default(),
+        overdue: judged.map(|f| f.overdue).unwrap_or_default(),
     }
 }
 
 impl Exchange {
+    /// How old the answer was when it arrived.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
     /// Whether the stored answer is served to `request` when `passed` has passed, without asking anybody.
     #[must_use]
     pub fn is_served(&self, answer: &HeaderMap, request: &HeaderMap, passed: Duration) -> bool {
@@ -511,7 +519,7 @@ impl Exchange {
         let stored = Condition {
             age: self.age + passed,
             fresh_for: remaining.saturating_sub(passed),
-            stale_for: passed.saturating_sub(remaining),
+            stale_for: passed.saturating_sub(remaining) + self.overdue,
             valid: true,
         };
         let policy = Policy::shared_cache();

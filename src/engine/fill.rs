@@ -124,6 +124,7 @@ impl Fill {
         } = label;
         let Freshness {
             remaining,
+            overdue,
             age,
             keep,
             revalidatable,
@@ -134,6 +135,7 @@ impl Fill {
             scopes,
             age,
             ttl: remaining,
+            overdue,
             keep,
             revalidatable,
             authority,

@@ -34,6 +34,8 @@ const HEURISTIC_FRACTION: u32 = 10;
 pub(crate) struct Freshness {
     /// How long the answer is fresh from now on; zero if it has to be revalidated each time.
     pub(crate) remaining: Duration,
+    /// How long it had been stale when it arrived.
+    pub(crate) overdue: Duration,
     /// How old it was when it arrived.
     pub(crate) age: Duration,
     /// How long it is of any use from now on.
@@ -193,7 +195,9 @@ pub(crate) fn judge(
     let lifetime = lifetime.ok_or(NotStored::NoFreshness)?;
     let age = age(&head.headers);
     let remaining = lifetime.saturating_sub(age);
-    let stale_use = useful_when_stale(&directives, rules.stale);
+    // RFC 9111 §4.2.4: time that other caches have spent makes it stale, too
+    let overdue = age.saturating_sub(lifetime);
+    let stale_use = useful_when_stale(&directives, rules.stale).saturating_sub(overdue);
     let revalidation = if revalidatable {
         KEPT_FOR_REVALIDATION
     } else {
@@ -208,6 +212,7 @@ pub(crate) fn judge(
     }
     Ok(Freshness {
         remaining,
+        overdue,
         age,
         keep,
         revalidatable,
@@ -461,6 +466,25 @@ mod tests {
             Err(NotStored::Stale),
             "an age that overflows is old, not invalid"
         );
+    }
+
+    #[test]
+    fn what_arrives_stale_has_been_stale_for_a_while() {
+        let judged = |age: &str| {
+            let response = Response::builder()
+                .header("cache-control", "max-age=10, stale-if-error=60")
+                .header("age", age);
+            let (head, ()) = response.body(()).expect("a head").into_parts();
+            let rules = StoreRules {
+                heuristics: true,
+                ..StoreRules::default()
+            };
+            judge(&head, &rules, SystemTime::UNIX_EPOCH).map(|f| (f.overdue, f.keep))
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(judged("4"), Ok((seconds(0), seconds(66))));
+        assert_eq!(judged("30"), Ok((seconds(20), seconds(40))));
+        assert_eq!(judged("70"), Err(NotStored::Stale), "of no use any more");
     }
 
     #[test]
