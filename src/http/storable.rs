@@ -380,8 +380,10 @@ fn age(headers: &HeaderMap) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use http::Response;
+    use proptest::prelude::*;
+
+    use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const NOW: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
@@ -532,6 +534,21 @@ mod tests {
                 Err(NotStored::Status),
                 "{status}"
             );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_makes_a_veto_void(
+            status in 200u16..600, more in "[a-z=0-9, -]{0,24}", ttl in 1u64..100,
+            veto in prop::sample::select(vec!["no-store", "private", "no-cache"]),
+        ) {
+            let value = format!("max-age=9, {veto}, {}", more.trim());
+            let fields = [("cache-control", value.as_str())];
+            let judged = judged(status, &fields, Some(Duration::from_secs(ttl)));
+            prop_assert!(judged.is_err() || more.contains("must-understand"));
         }
     }
 }
