@@ -26,8 +26,11 @@ use crate::http::vary::{Vary, normalised, vary_of};
 use crate::policy::Policy;
 use crate::query::{Pattern, QueryRule};
 
+/// What a target does with its input.
+pub type Target = fn(&[u8]);
+
 /// The targets, by the names that they have in `fuzz/`.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("cache_control", cache_control),
     ("conditional", conditional),
     ("range", range),
@@ -60,7 +63,7 @@ pub fn cache_control(data: &[u8]) {
         before = read;
     }
     let rendered = render(&before);
-    let again = map(CACHE_CONTROL, &rendered);
+    let again = map(&CACHE_CONTROL, &rendered);
     assert_eq!(CacheControl::of(&again), before, "{rendered}");
     let request = RequestDirectives::of(&headers);
     let numbers = [request.max_age, request.min_fresh, request.max_stale];
@@ -233,7 +236,7 @@ pub fn structured(data: &[u8]) {
     if let Some(read) = targeted(&headers, &[TARGETED]) {
         let found = seconds(&read);
         assert!(found.iter().all(|(_, n)| n.is_none_or(|n| n <= LARGEST)));
-        let again = map(TARGETED, &render(&read));
+        let again = map(&TARGETED, &render(&read));
         let expected = (read != CacheControl::default()).then_some(read);
         assert_eq!(targeted(&again, &[TARGETED]), expected);
     }
@@ -243,7 +246,7 @@ pub fn structured(data: &[u8]) {
         .iter()
         .map(|group| format!("\"{}\"", group.replace('\\', "\\\\").replace('"', "\\\"")))
         .collect();
-    assert_eq!(groups(&map(GROUPS, &quoted.join(", ")), &GROUPS), found);
+    assert_eq!(groups(&map(&GROUPS, &quoted.join(", ")), &GROUPS), found);
 }
 
 /// A head as it is stored; or the fields of an answer.
@@ -407,7 +410,8 @@ pub fn decision(data: &[u8]) {
     let reuse = decide(stored, &read, &asks, policy.stale);
     let is_stale = stored.fresh_for.is_zero();
     if reuse != Reuse::Revalidate {
-        assert!(!asks.no_cache && !(is_stale && read.forbids_stale()));
+        assert!(!asks.no_cache);
+        assert!(!is_stale || !read.forbids_stale());
         assert!(
             asks.max_age
                 .is_none_or(|max| stored.age <= Duration::from_secs(max))
@@ -431,7 +435,7 @@ fn condition(freshness: Freshness, passed: Duration) -> Condition {
     Condition {
         age: freshness.age + passed,
         fresh_for: freshness.remaining.saturating_sub(passed),
-        stale_for: passed.saturating_sub(freshness.remaining),
+        stale_for: passed.saturating_sub(freshness.remaining) + freshness.overdue,
         valid: true,
     }
 }
@@ -483,6 +487,7 @@ pub struct Exchange {
     /// How long the answer is fresh from its arrival, or why it is not stored.
     pub stored: Result<Duration, NotStored>,
     age: Duration,
+    overdue: Duration,
 }
 
 /// Judges an answer as [`Policy::shared_cache`] does.
@@ -498,10 +503,17 @@ pub fn shared_cache(request: &HeaderMap, answer: &response::Parts) -> Exchange {
     Exchange {
         stored: judged.map(|f| f.remaining),
         age: judged.map(|f| f.age).unwrap_or_default(),
+        overdue: judged.map(|f| f.overdue).unwrap_or_default(),
     }
 }
 
 impl Exchange {
+    /// How old the answer was when it arrived.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
     /// Whether the stored answer is served to `request` when `passed` has passed, without asking anybody.
     #[must_use]
     pub fn is_served(&self, answer: &HeaderMap, request: &HeaderMap, passed: Duration) -> bool {
@@ -511,7 +523,7 @@ impl Exchange {
         let stored = Condition {
             age: self.age + passed,
             fresh_for: remaining.saturating_sub(passed),
-            stale_for: passed.saturating_sub(remaining),
+            stale_for: passed.saturating_sub(remaining) + self.overdue,
             valid: true,
         };
         let policy = Policy::shared_cache();
@@ -528,7 +540,7 @@ fn head_of(status: StatusCode, headers: HeaderMap) -> response::Parts {
     head
 }
 
-fn map(name: HeaderName, value: &str) -> HeaderMap {
+fn map(name: &HeaderName, value: &str) -> HeaderMap {
     let value = HeaderValue::from_bytes(value.as_bytes()).ok();
     value
         .into_iter()

@@ -158,6 +158,7 @@ impl Fill {
         } = label;
         let Freshness {
             remaining,
+            overdue,
             age,
             keep,
             revalidatable,
@@ -169,6 +170,7 @@ impl Fill {
             probes,
             age,
             ttl: remaining,
+            overdue,
             keep,
             revalidatable,
             authority,

@@ -190,6 +190,8 @@ fn unquote(argument: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -272,5 +274,16 @@ mod tests {
         assert!(!parse(&[r#"x="a, no-store""#]).no_store);
         assert!(!parse(&[r#"x="a\", no-store""#]).no_store);
         assert!(parse(&[r#"x="a\\", no-store"#]).no_store);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_follows_never_takes_a_directive_back(before in "[ -~]{0,24}", after in "[ -~]{0,24}") {
+            let line = |text: &str| text.trim().to_owned();
+            let read = parse(&[&line(&before), "no-store, max-age=5", &line(&after)]);
+            prop_assert!(read.no_store && read.max_age.is_some_and(|n| n <= 5));
+        }
     }
 }

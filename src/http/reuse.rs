@@ -112,6 +112,8 @@ pub(crate) fn useful_when_stale(answer: &CacheControl, rules: StaleRules) -> Dur
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const S: fn(u64) -> Duration = Duration::from_secs;
@@ -228,6 +230,32 @@ mod tests {
                 Reuse::Revalidate
             );
             assert!(!may_stand_in(invalid, &answer("stale-if-error=99"), route));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn time_never_makes_an_answer_more_usable(
+            lifetime in 0u64..50, at in 0u64..100, later in 0u64..100,
+            says in "(x|must-revalidate|s-maxage=5|stale-while-revalidate=20)",
+            asks in "(x|max-stale|max-stale=10|max-age=30|min-fresh=10|no-cache)",
+        ) {
+            let decided = |passed: u64| {
+                let stored = Condition {
+                    age: S(passed),
+                    fresh_for: S(lifetime.saturating_sub(passed)),
+                    stale_for: S(passed.saturating_sub(lifetime)),
+                    valid: true,
+                };
+                match decide(stored, &answer(&says), &request(&asks), StaleRules::default()) {
+                    Reuse::Serve => 2,
+                    Reuse::ServeAndRefresh => 1,
+                    Reuse::Revalidate => 0,
+                }
+            };
+            prop_assert!(decided(at + later) <= decided(at));
         }
     }
 }

@@ -35,6 +35,8 @@ const HEURISTIC_FRACTION: u32 = 10;
 pub(crate) struct Freshness {
     /// How long the answer is fresh from now on; zero if it has to be revalidated each time.
     pub(crate) remaining: Duration,
+    /// How long it had been stale when it arrived.
+    pub(crate) overdue: Duration,
     /// How old it was when it arrived.
     pub(crate) age: Duration,
     /// How long it is of any use from now on.
@@ -196,7 +198,9 @@ pub(crate) fn judge(
     let lifetime = lifetime.ok_or(NotStored::NoFreshness)?;
     let age = age(&head.headers);
     let remaining = lifetime.saturating_sub(age);
-    let stale_use = useful_when_stale(&directives, rules.stale);
+    // RFC 9111 §4.2.4: time that other caches have spent makes it stale, too
+    let overdue = age.saturating_sub(lifetime);
+    let stale_use = useful_when_stale(&directives, rules.stale).saturating_sub(overdue);
     let revalidation = if revalidatable {
         KEPT_FOR_REVALIDATION
     } else {
@@ -211,6 +215,7 @@ pub(crate) fn judge(
     }
     Ok(Freshness {
         remaining,
+        overdue,
         age,
         keep,
         revalidatable,
@@ -385,8 +390,10 @@ fn age(headers: &HeaderMap) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use http::Response;
+    use proptest::prelude::*;
+
+    use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
     const NOW: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
@@ -474,6 +481,25 @@ mod tests {
     }
 
     #[test]
+    fn what_arrives_stale_has_been_stale_for_a_while() {
+        let judged = |age: &str| {
+            let response = Response::builder()
+                .header("cache-control", "max-age=10, stale-if-error=60")
+                .header("age", age);
+            let (head, ()) = response.body(()).expect("a head").into_parts();
+            let rules = StoreRules {
+                heuristics: true,
+                ..StoreRules::default()
+            };
+            judge(&head, &rules, SystemTime::UNIX_EPOCH).map(|f| (f.overdue, f.keep))
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(judged("4"), Ok((seconds(0), seconds(66))));
+        assert_eq!(judged("30"), Ok((seconds(20), seconds(40))));
+        assert_eq!(judged("70"), Err(NotStored::Stale), "of no use any more");
+    }
+
+    #[test]
     fn vetoes_hold_whatever_the_route_says() {
         for (name, value, reason) in [
             ("cache-control", "no-store", NotStored::NoStore),
@@ -518,6 +544,21 @@ mod tests {
                 Err(NotStored::Status),
                 "{status}"
             );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_makes_a_veto_void(
+            status in 200u16..600, more in "[a-z=0-9, -]{0,24}", ttl in 1u64..100,
+            veto in prop::sample::select(vec!["no-store", "private", "no-cache"]),
+        ) {
+            let value = format!("max-age=9, {veto}, {}", more.trim());
+            let fields = [("cache-control", value.as_str())];
+            let judged = judged(status, &fields, Some(Duration::from_secs(ttl)));
+            prop_assert!(judged.is_err() || more.contains("must-understand"));
         }
     }
 }

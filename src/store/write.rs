@@ -30,6 +30,8 @@ pub(crate) struct Record {
     /// any use: the handler's time counts as age (RFC 9111 §4.2.3).
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
+    /// How long it has been stale already.
+    pub(crate) overdue: Duration,
     pub(crate) keep: Duration,
     pub(crate) revalidatable: bool,
     pub(crate) authority: String,
@@ -151,6 +153,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         probes: more_probes,
         age,
         ttl,
+        overdue,
         keep,
         revalidatable,
         authority,
@@ -168,7 +171,11 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let snapshot = origin.snapshot.to_string();
     let checksum = checksum(*key, &snapshot, &probes, head, body);
-    let (age, ttl, keep) = (seconds(*age), seconds(*ttl), seconds(*keep));
+    let (age, ttl, keep) = (
+        seconds(*age),
+        seconds(*ttl) - seconds(*overdue),
+        seconds(*keep),
+    );
     let (key, body, checksum) = (key.as_bytes(), body.as_ref(), checksum.as_slice());
     let (statement, last): (_, &(dyn ToSql + Sync)) = match freshens {
         None => (&sql.store, &body),
