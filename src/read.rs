@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::{AGE, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG, IF_MODIFIED_SINCE};
+use http::header::{
+    AGE, AUTHORIZATION, CONTENT_LENGTH, DATE, ETAG, IF_MODIFIED_SINCE, LAST_MODIFIED,
+};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
@@ -247,12 +249,12 @@ impl<S> Call<S> {
         part: &Entry,
         fill: Fill,
         mut head: response::Parts,
-        rest: Bytes,
+        rest: &Bytes,
         remarks: Remarks,
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
         let why = errand.why;
-        let Some((headers, body)) = combined((&part.headers, &part.body), (&head.headers, &rest))
+        let Some((headers, body)) = combined((&part.headers, &part.body), (&head.headers, rest))
         else {
             return self.misfit(why, head.status);
         };
@@ -504,14 +506,20 @@ impl<S> Call<S> {
                 .body_limit()
                 .saturating_sub(part.body.len());
             return Ok(match collected(body, room).await {
-                Some(rest) => self.complete(errand, &part, fill, head, rest, remarks),
+                Some(rest) => self.complete(errand, &part, fill, head, &rest, remarks),
                 None => self.misfit(errand.why, head.status),
             });
         }
-        if errand.revalidates && head.status == StatusCode::NOT_MODIFIED {
-            if let Some(entry) = errand.stored.take() {
-                return Ok(self.not_modified(errand, entry, fill, &head, remarks));
+        let is_confirmed = |entry: &mut Arc<Entry>| match head.status {
+            StatusCode::NOT_MODIFIED => errand.revalidates,
+            status => {
+                errand.read.head_only
+                    && status == entry.status
+                    && is_confirmed_by_head(&head, entry)
             }
+        };
+        if let Some(entry) = errand.stored.take_if(is_confirmed) {
+            return Ok(self.not_modified(errand, entry, fill, &head, remarks));
         }
         match errand.stand_in().filter(|_| is_error(head.status)) {
             Some(entry) => Ok(self.stale(entry, &errand)),
@@ -550,7 +558,7 @@ impl<S> Call<S> {
             .whole(&errand.read, (&entry).into())
             .fresh()
             .answer(errand.conditionals.as_ref());
-        let status = StatusCode::NOT_MODIFIED;
+        let status = head.status;
         match verdict {
             Ok((freshness, label)) => {
                 fill.freshen(&entry, label, freshness);
@@ -763,6 +771,17 @@ impl Errand {
         let says = directives(&entry.headers, self.read.policy.targets());
         may_stand_in(entry.condition, &says, self.read.policy.stale).then_some(entry)
     }
+}
+
+/// Whether the answer to a HEAD says that a GET would get what is stored (RFC 9111 §4.3.5). What a commit has
+/// invalidated is confirmed by an entity-tag alone: a date cannot tell two changes within a second.
+fn is_confirmed_by_head(head: &response::Parts, entry: &Entry) -> bool {
+    let has_tags =
+        head.headers.contains_key(ETAG) && entry.headers.contains_key(ETAG) && !entry.etag_is_ours;
+    let has_dates = head.headers.contains_key(LAST_MODIFIED) && entry.condition.valid;
+    let same_length =
+        content_length(&head.headers).is_none_or(|length| length == entry.body.len() as u64);
+    (has_tags || has_dates) && same_length && is_about_entry(head, entry)
 }
 
 /// Whether a 304 is about this entry; its handler does not know a validator that the cache made.

@@ -188,3 +188,55 @@ async fn a_generated_tag_is_never_sent() {
     );
     assert_eq!(stage.get(&[]).await.header("etag"), Some(&*tag));
 }
+
+/// A handler that answers HEAD with 200 and never with 304.
+fn head_with(
+    fields: crate::stage::Fields<'static>,
+) -> impl Fn(&Parts) -> Response + Send + Sync + 'static {
+    move |request| {
+        says(
+            200,
+            fields,
+            if request.method == "HEAD" { "" } else { "new" },
+        )
+    }
+}
+
+#[tokio::test]
+async fn a_head_with_the_same_validator_freshens_what_a_get_stored() {
+    let stage = Stage::new(with_ttl, &[("etag", "\"1\""), ("x-own", "1")], "old").await;
+    stage.get(&[]).await;
+    stage.expire().await;
+    stage.origin.now_says(head_with(&[
+        ("etag", "\"1\""),
+        ("x-own", "2"),
+        ("content-length", "3"),
+    ]));
+    let head = stage.ask("HEAD", "/a", &[]).await;
+    assert_eq!(head.cache_status(), "fwd=stale; fwd-status=200; stored");
+    let get = stage.get(&[]).await;
+    assert_eq!(
+        (get.is_hit(), get.text(), get.header("x-own")),
+        (true, "old", Some("2"))
+    );
+}
+
+#[tokio::test]
+async fn a_head_that_tells_of_another_answer_freshens_nothing() {
+    let others: [crate::stage::Fields<'static>; 3] = [
+        &[("etag", "\"2\"")],
+        &[("etag", "\"1\""), ("content-length", "4")],
+        &[],
+    ];
+    for fields in others {
+        let stage = Stage::new(with_ttl, &[("etag", "\"1\"")], "old").await;
+        stage.get(&[]).await;
+        stage.expire().await;
+        stage.origin.now_says(head_with(fields));
+        assert_eq!(
+            stage.ask("HEAD", "/a", &[]).await.cache_status(),
+            "fwd=stale; fwd-status=200; detail=head"
+        );
+        assert!(!stage.get(&[]).await.is_hit());
+    }
+}
