@@ -127,22 +127,22 @@ pub(crate) enum Teed<B> {
     Broken(BoxError),
 }
 
-/// Stores the body with `storing` when it is complete, and returns what the client reads. `to_the_end`: waits for
-/// that, so that something else can be sent if the body breaks off.
-pub(crate) async fn tee<B>(body: B, storing: Storing, limits: Limits, to_the_end: bool) -> Teed<B>
+/// Stores the body with `storing` when it is complete, and returns what the client reads. `has_stand_in`: waits for
+/// the first of it, so that something else can be sent if the body breaks off before.
+pub(crate) async fn tee<B>(body: B, storing: Storing, limits: Limits, has_stand_in: bool) -> Teed<B>
 where
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let left = limits.announced.or_else(|| body.size_hint().exact());
     let mut driver = Driver::new(body, storing, limits);
-    let end = if to_the_end {
-        Some(driver.read_to_the_end().await)
+    let end = if has_stand_in {
+        driver.read_the_first().await
     } else {
         driver.read_what_is_there().await
     };
     match end {
-        Some(End::Failed(error)) if to_the_end => Teed::Broken(error),
+        Some(End::Failed(error)) if has_stand_in => Teed::Broken(error),
         Some(end) => driver.conclude(end),
         None => {
             let (sender, frames) = mpsc::unbounded_channel();
@@ -206,8 +206,14 @@ where
         .await
     }
 
-    async fn read_to_the_end(&mut self) -> End {
-        poll_fn(|cx| self.poll_end(cx, |_| {})).await
+    /// Waits for the first bytes; `None` if the body has more to come.
+    async fn read_the_first(&mut self) -> Option<End> {
+        poll_fn(|cx| match self.poll_end(cx, |_| {}) {
+            Poll::Ready(end) => Poll::Ready(Some(end)),
+            Poll::Pending if self.chunks.is_empty() => Poll::Pending,
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
     }
 
     /// Reads to the end, for the store and for the client.

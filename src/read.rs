@@ -427,7 +427,7 @@ impl<S> Call<S> {
     {
         let patience = errand.read.policy.stale_if_error_after;
         let stand_in = errand.stand_in().zip(patience).map(|(entry, patience)| {
-            let answer: Response<ResponseBody<B>> = self.stale(entry, &errand);
+            let answer: Response<ResponseBody<B>> = self.stale(entry, &errand, None);
             (answer, patience)
         });
         let Some((stale, patience)) = stand_in else {
@@ -481,7 +481,7 @@ impl<S> Call<S> {
             Ok(answered) => answered,
             Err((error, mark)) => {
                 return match errand.stand_in().filter(|_| !mark.is_claimed()) {
-                    Some(entry) => Ok(self.stale(entry, &errand)),
+                    Some(entry) => Ok(self.stale(entry, &errand, None)),
                     None => Err(error),
                 };
             }
@@ -522,7 +522,7 @@ impl<S> Call<S> {
             return Ok(self.not_modified(errand, entry, fill, &head, remarks));
         }
         match errand.stand_in().filter(|_| is_error(head.status)) {
-            Some(entry) => Ok(self.stale(entry, &errand)),
+            Some(entry) => Ok(self.stale(entry, &errand, Some(head.status))),
             None => Ok(self.store(errand, fill, head, body, remarks).await),
         }
     }
@@ -539,7 +539,7 @@ impl<S> Call<S> {
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
         if !is_about_entry(head, &entry) {
-            return self.stale(&entry, &errand);
+            return self.stale(&entry, &errand, Some(head.status));
         }
         let mut entry = Arc::unwrap_or_clone(entry);
         freshen(&mut entry.headers, &head.headers);
@@ -581,17 +581,19 @@ impl<S> Call<S> {
         }
     }
 
-    /// A stored answer in the place of an error.
-    fn stale<B>(&self, entry: &Entry, errand: &Errand) -> Response<ResponseBody<B>> {
+    /// A stored answer in the place of an error, or of no answer at all.
+    fn stale<B>(
+        &self,
+        entry: &Entry,
+        errand: &Errand,
+        status: Option<StatusCode>,
+    ) -> Response<ResponseBody<B>> {
         let response = self
             .whole(&errand.read, entry.into())
             .answer(errand.conditionals.as_ref());
-        self.cache.explained(
-            response,
-            CacheStatus::Hit {
-                condition: entry.condition,
-            },
-        )
+        let why = errand.why;
+        self.cache
+            .explained(response, CacheStatus::StandIn { why, status })
     }
 
     /// A new answer, which is stored if it may be.
@@ -660,7 +662,7 @@ impl<S> Call<S> {
                 Response::from_parts(head, body)
             }
             Teed::Broken(error) => match errand.stand_in() {
-                Some(entry) => return self.stale(entry, &errand),
+                Some(entry) => return self.stale(entry, &errand, Some(status)),
                 None => Response::from_parts(head, ResponseBody::broken(error)),
             },
         };

@@ -142,6 +142,11 @@ pub(crate) enum CacheStatus {
         status: StatusCode,
         reason: NotStored,
     },
+    /// A stored answer in the place of an error, or of a 304 that was about another one.
+    StandIn {
+        why: Forward,
+        status: Option<StatusCode>,
+    },
     /// Passed through.
     Bypass { status: StatusCode, reason: Bypass },
     /// Nothing that the request would accept was stored, and it wanted nothing else.
@@ -191,6 +196,11 @@ impl CacheStatus {
                     "; fwd={why}; fwd-status={}; detail={reason}",
                     status.as_u16()
                 )
+            }
+            Self::StandIn { why, status } => {
+                let status = status.map(|status| format!("; fwd-status={}", status.as_u16()));
+                let (why, status) = (why.as_str(), status.unwrap_or_default());
+                write!(member, "; fwd={why}{status}; detail=stand-in")
             }
             Self::Bypass {
                 status,
@@ -252,6 +262,20 @@ mod tests {
                 reason: NotStored::SetCookie
             }),
             "pgcache; fwd=stale; fwd-status=200; detail=set-cookie"
+        );
+        assert_eq!(
+            member(CacheStatus::StandIn {
+                why: Forward::Stale,
+                status: Some(StatusCode::BAD_GATEWAY)
+            }),
+            "pgcache; fwd=stale; fwd-status=502; detail=stand-in"
+        );
+        assert_eq!(
+            member(CacheStatus::StandIn {
+                why: Forward::Stale,
+                status: None
+            }),
+            "pgcache; fwd=stale; detail=stand-in"
         );
         assert_eq!(
             member(CacheStatus::Bypass {

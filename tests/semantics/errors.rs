@@ -42,7 +42,10 @@ async fn it_stands_in_for_the_errors_of_a_server() {
         stage.origin.now_says(move |_| says(status, &[], "down"));
         let answer = stage.get(&[]).await;
         assert_eq!((answer.status.as_u16(), answer.text()), (200, "one"));
-        assert!(answer.cache_status().contains("ttl=-"));
+        assert_eq!(
+            answer.cache_status(),
+            format!("fwd=stale; fwd-status={status}; detail=stand-in")
+        );
     }
     for status in [400, 404, 501] {
         stage.origin.now_says(move |_| says(status, &[], "no"));
@@ -51,6 +54,46 @@ async fn it_stands_in_for_the_errors_of_a_server() {
     stage.origin.now_says(|_| says(200, &[], "two"));
     assert_eq!(stage.get(&[]).await.text(), "two");
     assert!(stage.get(&[]).await.is_hit());
+}
+
+#[tokio::test]
+async fn a_slow_body_is_not_held_up_for_the_sake_of_a_stand_in() {
+    let stage = expired(tolerant, &[]).await;
+    let (sender, receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
+    let receiver = std::sync::Mutex::new(Some(receiver));
+    stage.origin.now_says(move |_| {
+        let receiver = receiver.lock().unwrap().take();
+        let chunks = stream::unfold(receiver, async |mut r| Some((r.as_mut()?.recv().await?, r)));
+        says(200, &[], Body::from_stream(chunks))
+    });
+    sender.send(Ok(Bytes::from_static(b"tw"))).await.unwrap();
+    // the head and the first bytes come, though the origin has not sent the rest
+    let response = stage
+        .app
+        .clone()
+        .oneshot(request("GET", "/a", &[]))
+        .await
+        .unwrap();
+    let mut body = response.into_body().into_data_stream();
+    assert_eq!(
+        futures_util::StreamExt::next(&mut body)
+            .await
+            .unwrap()
+            .unwrap(),
+        "tw"
+    );
+    sender.send(Ok(Bytes::from_static(b"o"))).await.unwrap();
+    drop(sender);
+    assert_eq!(
+        futures_util::StreamExt::next(&mut body)
+            .await
+            .unwrap()
+            .unwrap(),
+        "o"
+    );
+    assert!(futures_util::StreamExt::next(&mut body).await.is_none());
+    stage.cache.settled().await;
+    assert_eq!(stage.get(&[]).await.text(), "two");
 }
 
 #[tokio::test]
