@@ -51,7 +51,10 @@ impl Stage {
             )
             .await
             .unwrap();
-        let cache = PgCache::new(database.pool(4));
+        let cache = PgCache::builder(database.pool(4))
+            .lookup_deadline(MINUTE)
+            .build()
+            .unwrap();
         cache.ready().await.unwrap();
         let gates = Gates {
             before_read: Arc::new(Semaphore::new(0)),

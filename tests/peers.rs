@@ -44,7 +44,9 @@ impl Probe {
         R: IntoResponse + 'static,
     {
         let database = test_support::database().await;
-        let layer = PgCacheLayer::new(database.pool(4)).ttl(Duration::from_secs(60));
+        let builder =
+            PgCacheLayer::builder(database.pool(4)).lookup_deadline(Duration::from_secs(60));
+        let layer = builder.build().unwrap().ttl(Duration::from_secs(60));
         let cache = layer.cache().clone();
         cache.ready().await.unwrap();
         let handler =

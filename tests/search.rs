@@ -28,7 +28,10 @@ struct Stage {
 /// Answers with the question and the number of the call.
 async fn stage() -> Stage {
     let database = test_support::database().await;
-    let cache = PgCache::new(database.pool(4));
+    let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(MINUTE)
+        .build()
+        .unwrap();
     cache.ready().await.unwrap();
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
@@ -194,7 +197,10 @@ impl http_body::Body for Own {
 #[tokio::test]
 async fn bodies_of_other_types_are_made_anew_as_the_route_says() {
     let database = test_support::database().await;
-    let cache = PgCache::new(database.pool(2));
+    let cache = PgCache::builder(database.pool(2))
+        .lookup_deadline(MINUTE)
+        .build()
+        .unwrap();
     cache.ready().await.unwrap();
     let inner = service_fn(|request: Request<Own>| async {
         let question = http_body_util::BodyExt::collect(request.into_body())
@@ -232,6 +238,7 @@ async fn bodies_of_other_types_are_made_anew_as_the_route_says() {
 async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets() {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(MINUTE)
         .policy(tower_pgcache::Policy::shared_cache())
         .build()
         .unwrap();

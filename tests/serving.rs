@@ -34,7 +34,8 @@ fn counter() -> (
 #[tokio::test]
 async fn the_second_request_is_answered_from_the_store() {
     let database = test_support::database().await;
-    let layer = PgCacheLayer::new(database.pool(4)).ttl(MINUTE);
+    let builder = PgCacheLayer::builder(database.pool(4)).lookup_deadline(MINUTE);
+    let layer = builder.build().unwrap().ttl(MINUTE);
     let cache = layer.cache().clone();
     cache.ready().await.unwrap(); // a first lookup that also creates the schema may be late
     let (calls, handler) = counter();
@@ -59,7 +60,10 @@ async fn the_second_request_is_answered_from_the_store() {
 
     // another instance on the same database
     let (_, never) = counter();
-    let other_cache = PgCache::new(database.pool(2));
+    let other_cache = PgCache::builder(database.pool(2))
+        .lookup_deadline(MINUTE)
+        .build()
+        .unwrap();
     other_cache.ready().await.unwrap();
     let other = Router::new()
         .route("/a", get(never))
@@ -76,7 +80,10 @@ async fn the_second_request_is_answered_from_the_store() {
 #[tokio::test]
 async fn without_settings_only_what_says_so_itself_is_stored() {
     let database = test_support::database().await;
-    let cache = PgCache::new(database.pool(2));
+    let cache = PgCache::builder(database.pool(2))
+        .lookup_deadline(MINUTE)
+        .build()
+        .unwrap();
     cache.ready().await.unwrap();
     let app = Router::new()
         .route(
@@ -104,7 +111,10 @@ async fn a_cache_with_a_pool_of_its_own_shares_the_entries() {
     };
     fetch(&app(&own), "/").await;
     own.settled().await;
-    let shared = PgCache::new(database.pool(2));
+    let shared = PgCache::builder(database.pool(2))
+        .lookup_deadline(MINUTE)
+        .build()
+        .unwrap();
     shared.ready().await.unwrap();
     assert!(fetch(&app(&shared), "/").await.is_hit());
     assert_eq!(calls.load(Ordering::SeqCst), 1);
@@ -119,6 +129,7 @@ async fn a_cache_with_a_pool_of_its_own_shares_the_entries() {
 async fn cleaning_up_removes_what_has_expired_and_nothing_else() {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(2))
+        .lookup_deadline(MINUTE)
         .cleanup_interval(Duration::ZERO)
         .build()
         .unwrap();

@@ -23,6 +23,7 @@ struct Stage {
 async fn stage() -> Stage {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(std::time::Duration::from_secs(60))
         .policy(Policy::shared_cache())
         .build()
         .unwrap();
