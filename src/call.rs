@@ -150,7 +150,20 @@ impl<S> Call<S> {
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
         Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
-        let answered = self.ask_inner(request, Vec::new(), None, None).await;
+        self.pass_on(reason, None, request).await
+    }
+
+    /// The same, of a request that is claimed; `learned`: what an inner layer need not find out again.
+    pub(crate) async fn pass_on<RequestBody, B>(
+        &mut self,
+        reason: Bypass,
+        learned: Option<Learned>,
+        request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>>,
+    {
+        let answered = self.ask_inner(request, Vec::new(), learned, None).await;
         let Answered {
             response,
             remarks,
