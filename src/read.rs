@@ -114,7 +114,12 @@ impl<S> Call<S> {
             (&stored, reuse)
         {
             let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
-            let answer = self.hit(entry, &read, conditionals.as_ref());
+            let answer = self.hit(
+                entry.as_ref().into(),
+                entry.condition,
+                &read,
+                conditionals.as_ref(),
+            );
             if reuse == Reuse::ServeAndRefresh {
                 self.refresh_in_the_background(read, head, request, fill, stored);
             }
@@ -150,20 +155,13 @@ impl<S> Call<S> {
         request: &HeaderMap,
     ) -> Option<Response<ResponseBody<B>>> {
         let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
-        self.cache.cache.engine.count_hit();
         let outcome = Outcome {
             status: part.status,
             headers,
             body,
             age: Some(part.condition.age),
         };
-        let response = self.whole(read, outcome).answer(None);
-        Some(self.cache.explained(
-            response,
-            CacheStatus::Hit {
-                condition: part.condition,
-            },
-        ))
+        Some(self.hit(outcome, part.condition, read, None))
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
@@ -189,18 +187,15 @@ impl<S> Call<S> {
 
     fn hit<B>(
         &self,
-        entry: &Entry,
+        outcome: Outcome,
+        condition: Condition,
         read: &Read,
         conditionals: Option<&HeaderMap>,
     ) -> Response<ResponseBody<B>> {
         self.cache.cache.engine.count_hit();
-        let response = self.whole(read, entry.into()).answer(conditionals);
-        self.cache.explained(
-            response,
-            CacheStatus::Hit {
-                condition: entry.condition,
-            },
-        )
+        let response = self.whole(read, outcome).answer(conditionals);
+        self.cache
+            .explained(response, CacheStatus::Hit { condition })
     }
 
     /// RFC 9111 §5.2.1.7.
