@@ -18,7 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The scripts that lead from each version to the next. A published script never changes.
-const MIGRATIONS: [&str; 1] = [include_str!("sql/migrate_1.sql")];
+const MIGRATIONS: [&str; 1] = [concat!(
+    include_str!("sql/migrate_1.sql"),
+    include_str!("sql/migrate_1_watch.sql"),
+    include_str!("sql/migrate_1_views.sql"),
+)];
 
 /// The version that this crate reads and writes.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -114,7 +118,9 @@ impl Sql {
 }
 
 fn in_schema(script: &str, schema: &str) -> String {
-    script.replace("pgcache.", &format!("\"{schema}\"."))
+    script
+        .replace("pgcache.", &format!("\"{schema}\"."))
+        .replace("/*schema*/", &format!("\"{schema}\""))
 }
 
 /// How a schema is created.

@@ -1,4 +1,4 @@
--- Schema version 1. `pgcache.` stands for the configured schema, `/*persistence*/` for UNLOGGED (the
+-- Schema version 1. `pgcache.` and `/*schema*/` stand for the configured schema, `/*persistence*/` for UNLOGGED (the
 -- default) or nothing (`durable(true)`). Runs inside the transaction that also records the version.
 
 -- What a fill or a memory tier may hold is bound to this row: a random id, bound to the cluster, the
@@ -33,7 +33,7 @@ CREATE UNLOGGED TABLE pgcache.incarnation (
 CREATE /*persistence*/ TABLE pgcache.invalidation (
     xid    xid8        NOT NULL,
     keys   bigint[]    NOT NULL,             -- pgcache.invalidation_keys(kind, name, tenant, entity)
-    kind   "char"      NOT NULL,             -- d domain, u uri, t tenant
+    kind   "char"      NOT NULL,             -- d domain, u uri, t tenant, g group
     name   text        NOT NULL,
     tenant text,                             -- null: every tenant
     entity text,                             -- null: every entity
@@ -45,7 +45,18 @@ CREATE UNIQUE INDEX invalidation_xid ON pgcache.invalidation (xid, keys);
 CREATE /*persistence*/ TABLE pgcache.changed (
     key   bigint PRIMARY KEY,
     xids  xid8[] NOT NULL,                   -- descending, at most 64
-    since xid8                               -- not null: others between this one and the last of `xids`
+    since xid8,                              -- not null: others between this one and the last of `xids`
+    -- The key that stands for this one and its like when there are too many; null: nothing does (see prune).
+    coarse bigint
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
+-- How often a domain was changed since the epoch; for people. Kept up by fold().
+CREATE /*persistence*/ TABLE pgcache.change_count (
+    key           bigint      PRIMARY KEY,   -- of (name, tenant): a tenant may be longer than an index can hold
+    tenant        text,
+    name          text        NOT NULL,
+    version       bigint      NOT NULL,
+    last_modified timestamptz NOT NULL
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE /*persistence*/ TABLE pgcache.entry (
@@ -64,6 +75,7 @@ CREATE /*persistence*/ TABLE pgcache.entry (
     -- for people
     authority  text        NOT NULL,
     path       text        NOT NULL,
+    route      text,                         -- the pattern that matched, or the layer's place
     tenant     text,
     scopes     text[]      NOT NULL,
     checksum   bytea       NOT NULL,         -- of key, head and body
@@ -157,61 +169,130 @@ BEGIN
 END
 $$;
 
--- A scope's key: 64 bits of a hash of its parts, each with its length. Two scopes with one key are
--- invalidated together, which costs a hit and no correctness; so 64 bits are plenty.
--- sha256, because md5() raises an error on servers in FIPS mode.
+-- 64 bits of a hash of a text. sha256, because md5() raises an error on servers in FIPS mode.
 -- (Standard SQL bodies: names are resolved now, under the fixed search_path that migrations run with.)
-CREATE FUNCTION pgcache.scope_key(kind "char", name text, tenant text, entity text) RETURNS bigint
+CREATE FUNCTION pgcache.hash64(value text) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN ('x' || encode(substr(sha256(convert_to(
-           kind::text || length(convert_to(name, 'UTF8')) || ':' || name || tenant || entity, 'UTF8')), 1, 8), 'hex')
-       )::bit(64)::bigint;
+RETURN ('x' || encode(substr(sha256(convert_to(value, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint;
 
--- A part of a scope as it enters the hash: `=5:alice` for a value, `*` for any.
-CREATE FUNCTION pgcache.scope_part(value text) RETURNS text
+-- A tenant or entity as scopes compare it: in small letters, without white space, signs, leading zeros, and what
+-- the spellings of a UUID differ in. A handler that parses its path takes `7`, `007` and `+7` for one
+-- row, and a UUID in any spelling; a change of that row has to meet them all. (Two values with one normal
+-- form are invalidated together, which costs a hit.) As `normal_form` in domain.rs.
+CREATE FUNCTION pgcache.normal_form(value text) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN CASE WHEN value IS NULL THEN '*'
-            ELSE '=' || length(convert_to(value, 'UTF8')) || ':' || value END;
+RETURN ltrim(replace(translate(lower(value COLLATE "C"), E'-+{}: \t\r\n', ''), 'urnuuid', ''), '0');
 
--- The keys that an invalidation carries: its own first, and those of the summaries (`+`: anything below)
--- that a dependency on any tenant or any entity looks at.
+-- The part that a tenant (kind t) or an entity (kind e) has in a scope's key; null: any.
+CREATE FUNCTION pgcache.tenant_hash(tenant text) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pgcache.hash64(CASE WHEN tenant IS NULL THEN 't*' ELSE 't=' || pgcache.normal_form(tenant) END);
+
+CREATE FUNCTION pgcache.entity_hash(kind "char", entity text) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pgcache.hash64(CASE WHEN entity IS NULL THEN 'e*'
+                           WHEN kind = 'd' THEN 'e=' || pgcache.normal_form(entity)
+                           ELSE 'e=' || entity END);
+
+-- A scope's key is the exclusive or of the hashes of its parts: each is hashed once, though they meet in
+-- several keys. Two scopes with one key are invalidated together, which costs a hit and no correctness; so
+-- 64 bits are plenty.
+--
+-- The keys that an invalidation carries: its own first, and those of the summaries (`+`: anything below) that
+-- a dependency on any tenant or any entity looks at. As `Scope::invalidation_keys`.
+CREATE FUNCTION pgcache.invalidation_keys(name bigint, tenant bigint, entity bigint) RETURNS bigint[]
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN ARRAY[name # tenant # entity,
+             name # tenant # (-252543570537051072),                  -- hash64('e+')
+             name # 6058401063807974705 # entity,                  -- hash64('t+')
+             name # 6058401063807974705 # (-252543570537051072)];
+
+CREATE FUNCTION pgcache.name_hash(kind "char", name text) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pgcache.hash64(kind::text || '=' || name);
+
 CREATE FUNCTION pgcache.invalidation_keys(kind "char", name text, tenant text, entity text) RETURNS bigint[]
 LANGUAGE sql STABLE PARALLEL SAFE
-RETURN ARRAY[pgcache.scope_key(kind, name, pgcache.scope_part(tenant), pgcache.scope_part(entity)),
-             pgcache.scope_key(kind, name, pgcache.scope_part(tenant), '+'),
-             pgcache.scope_key(kind, name, '+', pgcache.scope_part(entity)),
-             pgcache.scope_key(kind, name, '+', '+')];
+RETURN pgcache.invalidation_keys(pgcache.name_hash(kind, name), pgcache.tenant_hash(tenant),
+                                 pgcache.entity_hash(kind, entity));
 
--- For people and programs of any role that may use the schema: invalidates, in the caller's transaction,
--- what depends on `domain`, of `tenant` (null: every tenant), for `entity` (null: every entity).
--- Takes no lock that another transaction could wait for.
-CREATE FUNCTION pgcache.invalidate(domain text, tenant text DEFAULT NULL, entity text DEFAULT NULL) RETURNS void
+-- The key that stands for every scope of one domain, or of one other kind, when prune() had no room for them
+-- one by one. As `Scope::coarse_key`.
+CREATE FUNCTION pgcache.coarse_key(kind "char", name text) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pgcache.hash64(kind::text || '~' || CASE WHEN kind = 'd' THEN name ELSE '' END);
+
+-- Which domains a change of a domain changes too, and theirs, and so on (see pgcache.cascade).
+CREATE TABLE pgcache.cascade_closure (
+    source text NOT NULL,
+    target text NOT NULL,
+    PRIMARY KEY (source, target)
+);
+
+-- Writes scopes of every kind to the log, in the caller's transaction: kinds[i], names[i], tenants[i],
+-- entities[i] are one; a null tenant or entity means every one. A domain's cascades follow, for the same
+-- tenant. Takes no lock that another transaction could wait for.
+-- (PL/pgSQL, which keeps its plans.)
+CREATE FUNCTION pgcache.invalidate_scopes(kinds text[], names text[], tenants text[], entities text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF domain IS NULL OR domain !~ '^[a-z0-9_.-]{1,63}$' THEN
-        RAISE EXCEPTION 'pgcache.invalidate: % is not a domain name', coalesce(quote_literal(domain), 'NULL')
-            USING ERRCODE = 'invalid_parameter_value',
-                  HINT = 'A domain name has 1 to 63 characters out of a-z, 0-9, "_", "." and "-".';
-    END IF;
-    INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
-    VALUES (pg_current_xact_id(), pgcache.invalidation_keys('d', domain, tenant, entity), 'd', domain, tenant, entity)
-    ON CONFLICT DO NOTHING;
-END
-$$;
-
--- The same for scopes of every kind: kinds[i], names[i], tenants[i], entities[i] are one scope.
-CREATE FUNCTION pgcache.invalidate_scopes(kinds text[], names text[], tenants text[], entities text[]) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
     INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
     SELECT pg_current_xact_id(), pgcache.invalidation_keys(s.kind::"char", s.name, s.tenant, s.entity),
            s.kind::"char", s.name, s.tenant, s.entity
       FROM unnest(kinds, names, tenants, entities) AS s (kind, name, tenant, entity)
         ON CONFLICT DO NOTHING;
-END;
+    INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant)
+    SELECT DISTINCT pg_current_xact_id(), pgcache.invalidation_keys('d', c.target, s.tenant, NULL), 'd'::"char",
+           c.target, s.tenant
+      FROM unnest(kinds, names, tenants) AS s (kind, name, tenant)
+      JOIN pgcache.cascade_closure c ON c.source = s.name
+     WHERE s.kind = 'd'
+        ON CONFLICT DO NOTHING;
+END
+$$;
+
+CREATE FUNCTION pgcache.is_domain_name(name text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN name COLLATE "C" ~ '^[a-z0-9_.-]{1,63}$';
+
+CREATE FUNCTION pgcache.require_domain_name(caller text, name text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pgcache.is_domain_name(name) IS NOT TRUE THEN
+        RAISE EXCEPTION 'pgcache.%: % is not a domain name', caller, coalesce(quote_literal(name), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'A domain name has 1 to 63 characters out of a-z, 0-9, "_", "." and "-".';
+    END IF;
+END
+$$;
+
+-- For people and programs of any role that may use the schema: invalidates, in the caller's transaction,
+-- what depends on `domain`, of `tenant` (null: every tenant), for `entity` (null: every entity).
+CREATE FUNCTION pgcache.invalidate(domain text, tenant text DEFAULT NULL, entity text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgcache.require_domain_name('invalidate', domain);
+    PERFORM pgcache.invalidate_scopes(ARRAY['d'], ARRAY[domain], ARRAY[tenant], ARRAY[entity]);
+END
+$$;
+
+-- Every answer depends on its own resource, and so on the coarse key of all resources.
+CREATE FUNCTION pgcache.invalidate_everything() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO pgcache.invalidation (xid, keys, kind, name)
+    VALUES (pg_current_xact_id(), ARRAY[pgcache.coarse_key('u', '')], 'u', '*')
+        ON CONFLICT DO NOTHING;
+END
+$$;
 
 -- Gives the database a new epoch, if it has none or another database's, and empties what belonged to the
 -- old one. One of any number of callers does it; the others wait for it. Not while a transaction is
@@ -253,6 +334,7 @@ BEGIN
     END IF;
     DELETE FROM pgcache.entry;
     DELETE FROM pgcache.changed;
+    DELETE FROM pgcache.change_count;
     DELETE FROM pgcache.invalidation;
     RETURN true;
 END
@@ -308,30 +390,42 @@ BEGIN
     own := pg_current_xact_id();
     -- One statement, hence one snapshot: what it sees of the log is what it records as folded.
     WITH tail AS MATERIALIZED (
-        SELECT i.xid, i.keys FROM pgcache.invalidation i
+        SELECT i.* FROM pgcache.invalidation i
          WHERE i.xid >= pg_snapshot_xmax(previous) AND i.xid <> own
         UNION ALL
-        SELECT i.xid, i.keys FROM pgcache.invalidation i
+        SELECT i.* FROM pgcache.invalidation i
          WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(previous))) AND i.xid <> own
+    ), counted AS (
+        INSERT INTO pgcache.change_count AS c (key, tenant, name, version, last_modified)
+        SELECT (pgcache.invalidation_keys('d', t.name, t.tenant, NULL))[1], min(t.tenant), t.name,
+               count(DISTINCT t.xid), max(t.at)
+          FROM tail t WHERE t.kind = 'd' GROUP BY 1, t.name ORDER BY 1
+            ON CONFLICT (key) DO UPDATE SET version = c.version + EXCLUDED.version,
+                                            last_modified = greatest(c.last_modified, EXCLUDED.last_modified)
     ), fresh AS (
-        SELECT k.key, array_agg(DISTINCT t.xid ORDER BY t.xid DESC) AS xids
-          FROM tail t CROSS JOIN unnest(t.keys) AS k (key)
+        -- of the four keys, the first names a tenant or an entity if there is one, the second the tenant,
+        -- the third the entity; of a kind that is not a domain each names something
+        SELECT k.key, array_agg(DISTINCT t.xid ORDER BY t.xid DESC) AS xids,
+               max(CASE WHEN t.kind <> 'd' OR k.place IN (1, 2) AND t.tenant IS NOT NULL
+                                           OR k.place IN (1, 3) AND t.entity IS NOT NULL
+                        THEN nullif(pgcache.coarse_key(t.kind, t.name), k.key) END) AS coarse
+          FROM tail t CROSS JOIN unnest(t.keys) WITH ORDINALITY AS k (key, place)
          GROUP BY k.key
     ), kept AS (
-        SELECT f.key, f.xids[cardinality(f.xids)] AS lowest, f.xids,
+        SELECT f.key, f.coarse, f.xids,
                (SELECT array_agg(o.xid) FROM pgcache.changed c CROSS JOIN unnest(c.xids) AS o (xid)
                  WHERE c.key = f.key AND o.xid > f.xids[cardinality(f.xids)]) AS older,
                (SELECT c.since FROM pgcache.changed c
                  WHERE c.key = f.key AND c.xids[1] > f.xids[cardinality(f.xids)]) AS since
           FROM fresh f
     ), merged AS (
-        SELECT k.key, k.since,
+        SELECT k.key, k.coarse, k.since,
                ARRAY(SELECT DISTINCT x.xid FROM unnest(k.xids || k.older) AS x (xid) ORDER BY x.xid DESC) AS xids
           FROM kept k
     ), stored AS (
-        INSERT INTO pgcache.changed AS c (key, xids, since)
+        INSERT INTO pgcache.changed AS c (key, xids, since, coarse)
         SELECT m.key, m.xids[1:64],
-               least(m.since, CASE WHEN cardinality(m.xids) > 64 THEN m.xids[cardinality(m.xids)] END)
+               least(m.since, CASE WHEN cardinality(m.xids) > 64 THEN m.xids[cardinality(m.xids)] END), m.coarse
           FROM merged m ORDER BY m.key
             ON CONFLICT (key) DO UPDATE SET xids = EXCLUDED.xids, since = EXCLUDED.since
     ), moved AS (
@@ -346,16 +440,62 @@ BEGIN
 END
 $$;
 
+-- Makes room in `changed`: of the rows that name a tenant, an entity or a resource, keeps the latest of each
+-- domain, as many as leave at most `target` rows in all (the same number for each, so that a busy domain does not
+-- cost another one its memory). The others are replaced by the domain's coarse row, which counts for all of
+-- its scopes: it holds the latest of their transactions, and `since` that there are others.
+CREATE FUNCTION pgcache.coarsen(target bigint) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    room    bigint;
+    quota   bigint := 0;
+    removed bigint;
+BEGIN
+    SELECT greatest(target - count(*) FILTER (WHERE c.coarse IS NULL) - count(DISTINCT c.coarse), 0) INTO room
+      FROM pgcache.changed c;
+    -- the largest number for each that fits: what small groups leave over is shared by the others
+    SELECT coalesce(max(CASE WHEN g.before + g.size * g.larger <= room THEN g.size
+                             ELSE greatest((room - g.before) / g.larger, 0) END), 0) INTO quota
+      FROM (SELECT s.size, coalesce(sum(s.size) OVER (ORDER BY s.size, s.coarse ROWS BETWEEN UNBOUNDED PRECEDING
+                                                                                AND 1 PRECEDING), 0) AS before,
+                   count(*) OVER (ORDER BY s.size, s.coarse ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS larger
+              FROM (SELECT c.coarse, count(*) AS size FROM pgcache.changed c
+                     WHERE c.coarse IS NOT NULL GROUP BY c.coarse) s) g;
+    WITH ranked AS (
+        SELECT c.key, row_number() OVER (PARTITION BY c.coarse ORDER BY c.xids[1] DESC, c.key) AS place
+          FROM pgcache.changed c WHERE c.coarse IS NOT NULL
+    ), gone AS (
+        DELETE FROM pgcache.changed c USING ranked r WHERE c.key = r.key AND r.place > quota
+        RETURNING c.coarse, c.xids[1] AS latest, coalesce(c.since, c.xids[cardinality(c.xids)]) AS earliest
+    ), summed AS (
+        -- no min() and max() for xid8 before PostgreSQL 16
+        SELECT g.coarse, (array_agg(g.latest ORDER BY g.latest DESC))[1] AS latest,
+               (array_agg(g.earliest ORDER BY g.earliest))[1] AS earliest
+          FROM gone g GROUP BY g.coarse
+    ), stored AS (
+        INSERT INTO pgcache.changed AS c (key, xids, since)
+        SELECT s.coarse, ARRAY[s.latest], s.earliest FROM summed s
+            ON CONFLICT (key) DO UPDATE SET xids = ARRAY[greatest(c.xids[1], EXCLUDED.xids[1])],
+                                            since = least(c.since, EXCLUDED.since)
+    )
+    SELECT count(*) INTO removed FROM gone;
+    RETURN removed;
+END
+$$;
+
 -- Folds, forgets the rows of the log that were folded before the run before this one, and cuts `changed`
--- down to three quarters of `max_rows` when it has more: the oldest go, and the horizon moves, in the same
--- transaction, to a snapshot that sees all of them. Entries from before the horizon count as invalid.
--- Returns the number of rows removed.
+-- down to three quarters of `max_rows` when it has more: first by coarsening; then, if domains alone are too
+-- many, the oldest go, and the horizon moves, in the same transaction, to a snapshot that sees all of them.
+-- Entries from before the horizon count as invalid. Returns the number of rows removed.
 CREATE FUNCTION pgcache.prune(max_rows bigint DEFAULT 1000000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     state   pgcache.epoch;
+    target  bigint := max_rows - max_rows / 4;
     cut     xid8;
     removed bigint;
     more    bigint;
@@ -377,9 +517,13 @@ BEGIN
 
     PERFORM FROM pgcache.changed OFFSET max_rows LIMIT 1;
     IF FOUND THEN
+        removed := removed + pgcache.coarsen(target);
+        PERFORM FROM pgcache.changed OFFSET target LIMIT 1;
+    END IF;
+    IF FOUND THEN
         -- one more than the first that has to go: one transaction may have changed more than there is room for
         SELECT (c.xids[1]::text::bigint + 1)::text::xid8 INTO cut FROM pgcache.changed c
-         ORDER BY c.xids[1] DESC OFFSET max_rows - max_rows / 4 LIMIT 1;
+         ORDER BY c.xids[1] DESC OFFSET target LIMIT 1;
         -- Whoever sees everything below the new horizon must see everything below the old one.
         cut := greatest(cut, pg_snapshot_xmax(state.horizon));
         DELETE FROM pgcache.changed c WHERE c.xids[1] < cut;
@@ -388,6 +532,10 @@ BEGIN
         UPDATE pgcache.epoch
            SET horizon = pgcache.make_snapshot(cut, ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot())));
     END IF;
+
+    -- for people only: the oldest are forgotten
+    DELETE FROM pgcache.change_count c
+     WHERE c.key IN (SELECT o.key FROM pgcache.change_count o ORDER BY o.last_modified DESC OFFSET max_rows);
     RETURN removed;
 END
 $$;

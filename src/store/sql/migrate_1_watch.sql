@@ -1,0 +1,867 @@
+-- Schema version 1, second part: tables whose changes invalidate, cascades between domains, and messages.
+-- Configuration is LOGGED, whatever the entries are.
+--
+-- Who may do what: `watch`, `unwatch` and `refresh` run as their caller, who needs the TRIGGER privilege on the
+-- table (to own it, for unwatch, refresh and `always`), and write down what they do through functions
+-- that run as the owner of this schema. None of this is open to PUBLIC. Whoever writes to a watched table needs
+-- no right on anything here: the trigger functions run as the owner of the schema too.
+
+CREATE TABLE pgcache.watched (
+    id            integer  PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    relation      regclass NOT NULL UNIQUE,
+    domain        text     NOT NULL,
+    tenant_column name,
+    entity_column name,
+    columns       name[],
+    max_entities  integer  NOT NULL,
+    always        boolean  NOT NULL
+);
+
+CREATE TABLE pgcache.cascade_rule (
+    source     text NOT NULL,
+    target     text NOT NULL,
+    entity_via name,
+    PRIMARY KEY (source, target)
+);
+
+-- `value`, if it is of the very type of the array: of another type, though it could be converted, there is
+-- no such function. A watched column's type may change after watch() looked at it, and a conversion is
+-- code of whoever owns the type, here with the rights of this schema's owner. Inlined: costs nothing.
+CREATE FUNCTION pgcache.exact(value anyelement, type anyarray) RETURNS anyelement
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS 'SELECT value';
+
+-- The type of a column as it is written in SQL, if its text is the same in every session and nobody else's
+-- code makes it: a built-in type, or a (CREATE DOMAIN) domain over one. Else null.
+CREATE FUNCTION pgcache.plain_type(relation regclass, attribute name) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE base AS (
+        SELECT a.atttypid AS declared, a.atttypid AS type FROM pg_attribute a
+         WHERE a.attrelid = relation AND a.attname = attribute AND a.attnum > 0 AND NOT a.attisdropped
+         UNION ALL
+        SELECT b.declared, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.type AND t.typtype = 'd'
+    )
+    SELECT format_type(b.declared, NULL) FROM base b
+     WHERE b.type IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype, 'oid'::regtype,
+                      'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, '"char"'::regtype,
+                      'uuid'::regtype, 'bool'::regtype)
+$$;
+
+-- The columns of the primary key, in its order; null if there is none that the trigger function can compare.
+CREATE FUNCTION pgcache.key_columns(relation regclass) RETURNS name[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(a.attname ORDER BY k.place)
+      FROM pg_index i
+     CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+      JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+     WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
+    HAVING bool_and(pgcache.plain_type(relation, a.attname) IS NOT NULL)
+$$;
+
+-- A table and everything below it: partitions and tables that inherit from it.
+CREATE FUNCTION pgcache.hierarchy(relation regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE below AS (
+        SELECT relation AS oid
+         UNION
+        SELECT i.inhrelid::regclass FROM below b JOIN pg_inherits i ON i.inhparent = b.oid
+    )
+    SELECT b.oid FROM below b
+$$;
+
+-- Whether a change of `source` reaches `target` otherwise than directly.
+CREATE FUNCTION pgcache.has_other_way(source text, target text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE way AS (
+        SELECT r.target AS domain FROM pgcache.cascade_rule r
+         WHERE r.source = has_other_way.source AND r.target <> has_other_way.target
+         UNION
+        SELECT r.target FROM way w JOIN pgcache.cascade_rule r ON r.source = w.domain
+    )
+    SELECT EXISTS (SELECT FROM way w WHERE w.domain = has_other_way.target)
+$$;
+
+-- What a trigger function collects of each row: the tenant, the entity, and the columns that cascades go by. An
+-- attribute that is null stands for "any".
+CREATE FUNCTION pgcache.collected(w pgcache.watched)
+RETURNS TABLE (place bigint, name text, list text, attribute name, type text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT c.place, c.name, c.list, c.attribute, pgcache.plain_type(w.relation, c.attribute)
+      FROM (SELECT 1::bigint AS place, 'tenant' AS name, 'tenants' AS list, w.tenant_column AS attribute
+             UNION ALL
+            SELECT 2, 'entity', 'entities', w.entity_column
+             UNION ALL
+            SELECT 2 + v.place, 'via_' || v.place, 'vias_' || v.place, v.attribute
+              FROM (SELECT row_number() OVER (ORDER BY r.entity_via) AS place, r.entity_via AS attribute
+                      FROM pgcache.cascade_rule r
+                     WHERE r.source = w.domain AND pgcache.plain_type(w.relation, r.entity_via) IS NOT NULL
+                     GROUP BY r.entity_via) v) c
+$$;
+
+-- The text of an attribute of a row variable. (In the collation "C": in another one, two texts may count as equal.)
+CREATE FUNCTION pgcache.text_of(variable text, attribute name, type text) RETURNS text
+LANGUAGE sql STABLE
+RETURN CASE WHEN attribute IS NULL THEN 'NULL::text'
+            ELSE format('pgcache.exact(%s.%I, NULL::%s[])::text COLLATE "C"', variable, attribute, type) END;
+
+-- What is collected, as a list of expressions over a row variable.
+CREATE FUNCTION pgcache.collected_of(w pgcache.watched, variable text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT string_agg(pgcache.text_of(variable, c.attribute, c.type) || ' AS ' || c.name, ', ' ORDER BY c.place)
+      FROM pgcache.collected(w) c
+$$;
+
+-- The condition that something collected differs between two row variables.
+CREATE FUNCTION pgcache.collected_differs(w pgcache.watched, before text, after text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(string_agg(format('%s IS DISTINCT FROM %s', pgcache.text_of(before, c.attribute, c.type),
+                                      pgcache.text_of(after, c.attribute, c.type)), ' OR '), 'false')
+      FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL
+$$;
+
+-- The condition that two versions of a row differ in what matters: by their binary image, which is nobody's code.
+CREATE FUNCTION pgcache.difference(w pgcache.watched, before text, after text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN w.columns IS NULL THEN format('%s *<> %s', before, after)
+                ELSE (SELECT format('ROW(%s) *<> ROW(%s)', string_agg(format('%s.%I', before, c.attribute), ', '),
+                                    string_agg(format('%s.%I', after, c.attribute), ', '))
+                        FROM (SELECT unnest(w.columns) AS attribute
+                               UNION
+                              SELECT c.attribute FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) c) END
+$$;
+
+-- The query for what an UPDATE changed, in its transition tables. Old and new versions are paired by the primary
+-- key, without one the two sets of rows are compared. (`columns` without a key is refused by watch().)
+CREATE FUNCTION pgcache.changes_of_update(w pgcache.watched) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    key     name[] := pgcache.key_columns(w.relation);
+    before  text := pgcache.collected_of(w, 'old_row');
+    after   text := pgcache.collected_of(w, 'new_row');
+    moved   text := pgcache.collected_differs(w, 'old_row', 'new_row');
+    differs text := pgcache.difference(w, 'old_row', 'new_row');
+    pairing text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) THEN
+        differs := differs || ' LIMIT 1';
+    END IF;
+    IF key IS NULL THEN
+        RETURN format('(SELECT %1$s, (old_row.*)::text AS image FROM old_rows old_row'
+                      ' EXCEPT ALL SELECT %2$s, (new_row.*)::text FROM new_rows new_row)'
+                      ' UNION ALL '
+                      '(SELECT %2$s, (new_row.*)::text FROM new_rows new_row'
+                      ' EXCEPT ALL SELECT %1$s, (old_row.*)::text FROM old_rows old_row)', before, after);
+    END IF;
+    SELECT string_agg(format('pgcache.exact(old_row.%1$I, NULL::%2$s[]) = pgcache.exact(new_row.%1$I, NULL::%2$s[])',
+                             k.attribute, pgcache.plain_type(w.relation, k.attribute)), ' AND ')
+      INTO pairing FROM unnest(key) AS k (attribute);
+    RETURN format('SELECT v.* FROM old_rows old_row FULL JOIN new_rows new_row ON %1$s CROSS JOIN LATERAL '
+                  '(SELECT %3$s WHERE new_row.%5$I IS NOT NULL UNION ALL'
+                  ' SELECT %2$s WHERE old_row.%5$I IS NOT NULL AND (new_row.%5$I IS NULL OR %4$s)) v '
+                  'WHERE old_row.%5$I IS NULL OR new_row.%5$I IS NULL OR %6$s',
+                  pairing, before, after, moved, key[1], differs);
+END
+$$;
+
+-- The query that makes scopes of what was collected: the domain itself, and its cascades.
+CREATE FUNCTION pgcache.scopes_of_changes(w pgcache.watched) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- what was collected without cascades hardly ever holds two that are equal
+    SELECT string_agg(
+               format('SELECT %s %L::bigint AS hash, %L::text AS name, s.tenant, ',
+                      CASE WHEN EXISTS (SELECT FROM pgcache.cascade_closure c WHERE c.source = w.domain) THEN 'DISTINCT' END,
+                      pgcache.name_hash('d', t.domain), t.domain)
+               || CASE WHEN t.list IS NULL THEN 'NULL::text AS entity FROM unnest(tenants) AS s (tenant)'
+                       ELSE format('s.entity FROM unnest(tenants, %s) AS s (tenant, entity)', t.list) END, ' UNION ALL ')
+      FROM (-- a domain that is among its own cascades is concerned as a whole
+            SELECT w.domain, CASE WHEN w.entity_column IS NOT NULL AND NOT EXISTS (
+                                           SELECT FROM pgcache.cascade_closure c
+                                            WHERE c.source = w.domain AND c.target = w.domain)
+                                  THEN 'entities' END AS list
+             UNION ALL
+            SELECT c.target, CASE WHEN NOT pgcache.has_other_way(w.domain, c.target)
+                                  THEN (SELECT v.list FROM pgcache.cascade_rule r
+                                          JOIN pgcache.collected(w) v ON v.attribute = r.entity_via AND v.place > 2
+                                         WHERE r.source = w.domain AND r.target = c.target) END
+              FROM pgcache.cascade_closure c WHERE c.source = w.domain AND c.target <> w.domain) t
+$$;
+
+-- The keys of a log row (as invalidation_keys), spelled out for the hashes of its parts: a function that takes an
+-- argument twice is not inlined, and would be planned anew each time.
+CREATE FUNCTION pgcache.keys_of(name_hash text, tenant_hash text, entity_hash text) RETURNS text
+LANGUAGE sql STABLE
+RETURN format('ARRAY[%1$s # %2$s # %3$s, %1$s # %2$s # %5$s, %1$s # %4$s # %3$s, %1$s # %4$s # %5$s]', name_hash, tenant_hash,
+              entity_hash, format('(%s)', pgcache.hash64('t+')), format('(%s)', pgcache.hash64('e+')));
+
+-- The part of a trigger function for a statement that changed a single row: without arrays, joins and aggregates.
+-- It returns if it was one, sets `number` to 2 if there were more rows.
+CREATE FUNCTION pgcache.single_row_source(w pgcache.watched) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenant_hash text := CASE WHEN w.tenant_column IS NULL THEN format('(%s::bigint)', pgcache.tenant_hash(NULL)) ELSE 'tenant_hash' END;
+    entity_hash text := CASE WHEN w.entity_column IS NULL THEN format('(%s::bigint)', pgcache.entity_hash('d', NULL)) ELSE 'entity_hash' END;
+BEGIN
+    RETURN format($body$
+    DECLARE
+        tenant      text;
+        entity      text;
+        old_tenant  text;
+        old_entity  text;
+        tenant_hash bigint;
+        entity_hash bigint;
+        differs     boolean;
+        moved       boolean := false;
+    BEGIN
+        BEGIN
+            IF TG_OP = 'INSERT' THEN
+                SELECT %1$s INTO STRICT tenant, entity FROM new_rows new_row;
+            ELSIF TG_OP = 'DELETE' THEN
+                SELECT %2$s INTO STRICT tenant, entity FROM old_rows old_row;
+            ELSE
+                SELECT %1$s, %2$s, %3$s, %4$s INTO STRICT tenant, entity, old_tenant, old_entity, moved, differs
+                  FROM old_rows old_row CROSS JOIN new_rows new_row LIMIT 2;
+                IF NOT differs THEN
+                    RETURN NULL;
+                END IF;
+            END IF;
+            number := 1;
+        EXCEPTION WHEN no_data_found THEN
+            RETURN NULL;
+        WHEN too_many_rows THEN
+            number := 2;
+        WHEN syntax_error_or_access_rule_violation THEN
+            number := 2;                     -- said below
+        END;
+        WHILE number = 1 LOOP
+            %5$s
+            %6$s
+            INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
+            VALUES (pg_current_xact_id(), %7$s, 'd', %8$L, tenant, entity) ON CONFLICT DO NOTHING;
+            IF NOT moved THEN
+                RETURN NULL;
+            END IF;
+            moved := false;
+            tenant := old_tenant;
+            entity := old_entity;
+        END LOOP;
+    END;$body$,
+        (SELECT string_agg(pgcache.text_of('new_row', c.attribute, c.type), ', ' ORDER BY c.place) FROM pgcache.collected(w) c),
+        (SELECT string_agg(pgcache.text_of('old_row', c.attribute, c.type), ', ' ORDER BY c.place) FROM pgcache.collected(w) c),
+        pgcache.collected_differs(w, 'old_row', 'new_row'), pgcache.difference(w, 'old_row', 'new_row'),
+        CASE WHEN w.tenant_column IS NOT NULL THEN 'tenant_hash := pgcache.tenant_hash(tenant);' END,
+        CASE WHEN w.entity_column IS NOT NULL THEN 'entity_hash := pgcache.entity_hash(''d'', entity);' END,
+        pgcache.keys_of(format('(%s)', pgcache.name_hash('d', w.domain)), tenant_hash, entity_hash), w.domain);
+END
+$$;
+
+-- The body of the trigger function of a watched table. It collects what is concerned into arrays, and writes these to
+-- the log in one statement. (Not inside the block that catches errors: a subtransaction that writes takes a
+-- transaction id of its own.)
+CREATE FUNCTION pgcache.trigger_source(w pgcache.watched) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- so many are read one by one, even if they are to be summed up: enough to tell the tenants in one pass
+    enough    bigint  := greatest(20000, w.max_entities + 1);
+    -- one row, one entity: no need to look for equal ones
+    is_key    boolean := pgcache.key_columns(w.relation) <@ ARRAY[w.tenant_column, w.entity_column];
+    before    text := 'SELECT ' || pgcache.collected_of(w, 'old_row') || ' FROM old_rows old_row';
+    after     text := 'SELECT ' || pgcache.collected_of(w, 'new_row') || ' FROM new_rows new_row';
+    old_value text := 'SELECT ' || pgcache.collected_of(w, 'OLD');
+    new_value text := 'SELECT ' || pgcache.collected_of(w, 'NEW');
+    lists     text;
+    collect   text;
+BEGIN
+    SELECT string_agg(c.list, ', ' ORDER BY c.place) INTO lists FROM pgcache.collected(w) c;
+    SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%s) r LIMIT %s) c',
+                  string_agg('array_agg(c.' || c.name || ')', ', ' ORDER BY c.place), lists,
+                  CASE WHEN is_key THEN '' ELSE 'DISTINCT' END,
+                  string_agg(CASE c.place WHEN 1 THEN 'r.tenant'
+                                          ELSE format('CASE WHEN one_by_one THEN r.%1$s END AS %1$s', c.name) END,
+                             ', ' ORDER BY c.place), enough)
+      INTO collect FROM pgcache.collected(w) c;
+
+    RETURN format($body$
+-- made by pgcache.watch()
+DECLARE
+    number     bigint;
+    one_by_one boolean := true;
+    nobody     text[]  := ARRAY[NULL::text];
+    %1$s text[];
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        number := %2$s;
+    ELSIF TG_LEVEL = 'STATEMENT' THEN
+        number := 2;                         -- perhaps none
+        %3$s
+    END IF;
+    BEGIN
+        IF TG_LEVEL = 'ROW' THEN
+            IF TG_OP = 'INSERT' THEN
+                %4$s;
+            ELSIF TG_OP = 'DELETE' THEN
+                %5$s;
+            ELSIF %6$s THEN
+                %7$s;
+            END IF;
+        END IF;
+        WHILE number = 2 LOOP
+            IF TG_OP = 'INSERT' THEN
+                %8$s;
+            ELSIF TG_OP = 'DELETE' THEN
+                %9$s;
+            ELSE
+                %10$s;
+            END IF;
+            EXIT WHEN number < %2$s OR NOT one_by_one;
+            one_by_one := false;             -- too many entities, but perhaps of few tenants
+            number := 2;
+        END LOOP;
+    EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+        RAISE WARNING 'the cache does not find the columns of %% as they were when pgcache.watch() was called (%%); '
+                      'the whole domain is invalidated', TG_RELID::regclass, SQLERRM
+            USING HINT = 'Call pgcache.watch() for this table again.';
+        number := %2$s;
+    END;
+    IF number IS NULL OR number = 0 THEN
+        RETURN NULL;
+    END IF;
+    IF number > %11$s THEN
+        -- too many to name: every entity of these tenants, or every tenant
+        IF number < %2$s THEN
+            SELECT array_agg(t.tenant) INTO tenants FROM (SELECT DISTINCT u.tenant FROM unnest(tenants) AS u (tenant)) t;
+        END IF;
+        IF number >= %2$s OR cardinality(tenants) > %11$s THEN
+            tenants := nobody;
+        END IF;
+        %12$s
+    END IF;
+    INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
+    SELECT pg_current_xact_id(), %13$s, 'd'::"char", h.name, h.tenant, h.entity
+      FROM (SELECT w.*, pgcache.tenant_hash(w.tenant) AS tenant_hash, pgcache.entity_hash('d', w.entity) AS entity_hash
+              FROM (%14$s) w OFFSET 0) h
+        ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END
+$body$,
+        replace(lists, ', ', E' text[];\n    '), enough,
+        CASE WHEN NOT EXISTS (SELECT FROM pgcache.cascade_closure c WHERE c.source = w.domain)
+             THEN pgcache.single_row_source(w) END,
+        format(collect, new_value), format(collect, old_value),
+        pgcache.difference(w, 'OLD', 'NEW'), format(collect, old_value || ' UNION ALL ' || new_value),
+        format(collect, after), format(collect, before), format(collect, pgcache.changes_of_update(w)),
+        w.max_entities,
+        (SELECT string_agg(format('%s := array_fill(NULL::text, ARRAY[cardinality(tenants)]);', c.list), ' ')
+           FROM pgcache.collected(w) c WHERE c.place > 1),
+        pgcache.keys_of('h.hash', 'h.tenant_hash', 'h.entity_hash'), pgcache.scopes_of_changes(w));
+END
+$$;
+
+-- Makes or replaces the trigger function of a watched table. Returns whether it differs from the one before.
+CREATE FUNCTION pgcache.make_trigger_function(w pgcache.watched) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    source text := pgcache.trigger_source(w);
+    name   text := format('pgcache.watch_%s', w.id);
+BEGIN
+    IF (SELECT p.prosrc = source FROM pg_proc p WHERE p.oid = to_regprocedure(name || '()')) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION %s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+                   'SET search_path = pg_catalog, pg_temp SET jit = off AS %L', name, source);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s() FROM PUBLIC', name);
+    RETURN true;
+END
+$$;
+
+-- The triggers that a watched table and everything below it should have, what is there, and the statement that
+-- makes the one into the other (null: nothing to do).
+CREATE VIEW pgcache.watch_trigger AS
+    SELECT x.*,
+           CASE WHEN x.found_state = x.wanted_state OR x.found_state IS NULL AND x.wanted_state IS NULL THEN NULL
+                WHEN x.wanted_state IS NULL THEN format('DROP TRIGGER %I ON %s', x.name, x.relation)
+                ELSE concat_ws('; ',
+                         CASE WHEN x.found_state IS NULL
+                              THEN format('CREATE TRIGGER %I AFTER ' || x.event || ' EXECUTE FUNCTION pgcache.watch_%s()',
+                                          x.name, x.relation, x.id) END,
+                         CASE WHEN x.found_state IS NOT NULL OR x.wanted_state <> 'O'
+                              THEN format('ALTER TABLE %s ENABLE %s TRIGGER %I', x.relation,
+                                          CASE x.wanted_state WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' END, x.name) END)
+           END AS command
+      FROM (SELECT w.id, h.relation, e.event, n.name, e.wanted_state, t.tgenabled AS found_state
+              FROM pgcache.watched w
+             CROSS JOIN LATERAL pgcache.hierarchy(w.relation) AS h (relation)
+              JOIN pg_class c ON c.oid = h.relation AND c.relkind IN ('r', 'p')
+             CROSS JOIN LATERAL (VALUES
+                    ('insert', 'INSERT ON %2$s REFERENCING NEW TABLE AS new_rows', 'O'),
+                    ('update', 'UPDATE ON %2$s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows', 'O'),
+                    ('delete', 'DELETE ON %2$s REFERENCING OLD TABLE AS old_rows', 'O'),
+                    ('truncate', 'TRUNCATE ON %2$s', CASE WHEN w.always THEN 'A' ELSE 'O' END),
+                    ('replicated', 'INSERT OR UPDATE OR DELETE ON %2$s FOR EACH ROW',
+                     CASE WHEN w.always AND c.relkind = 'r' THEN 'R' END)) AS e (name, event, wanted_state)
+             CROSS JOIN LATERAL (SELECT left(format('pgcache_%s_%s', e.name, s.relnamespace::regnamespace), 63)::name AS name
+                                   FROM pg_class s WHERE s.oid = 'pgcache.watched'::regclass) n
+              LEFT JOIN pg_trigger t ON t.tgrelid = h.relation AND t.tgname = n.name AND NOT t.tgisinternal) x;
+
+-- What watch() wants to have, checked and written down, and the trigger function made. Returns the statements
+-- that are left for the owner of the table; none if everything is as it should be.
+CREATE FUNCTION pgcache.record_watch(w pgcache.watched, caller name) RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    class    pg_class;
+    stored   pgcache.watched;
+    changed  boolean;
+    commands text[];
+    attr     name;
+    bad      text;
+BEGIN
+    SELECT * INTO class FROM pg_class c WHERE c.oid = w.relation;
+    IF class.oid IS NULL THEN
+        RAISE EXCEPTION 'pgcache.watch: there is no such table' USING ERRCODE = 'undefined_table';
+    END IF;
+    bad := CASE
+        WHEN class.relkind = 'v' THEN 'is a view|Watch the tables that it reads, with the same domain.'
+        WHEN class.relkind = 'm' THEN 'is a materialized view|Refresh it with pgcache.refresh(), which invalidates its domain.'
+        WHEN class.relkind = 'f' THEN 'is a foreign table: what others do to it is not seen here|Call pgcache.invalidate() in the transactions that change it.'
+        WHEN class.relkind NOT IN ('r', 'p') THEN 'is not a table|Watch a table.'
+        WHEN class.relpersistence = 't' THEN 'is a temporary table|Only its own session sees it: there is nothing to invalidate.'
+        WHEN class.relnamespace IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace)
+             OR class.relnamespace = (SELECT c.relnamespace FROM pg_class c WHERE c.oid = 'pgcache.watched'::regclass)
+        THEN 'is a table of the system or of the cache|Watch tables of your own.'
+        WHEN EXISTS (SELECT FROM pgcache.hierarchy(w.relation) h JOIN pg_class c ON c.oid = h WHERE c.relkind = 'f')
+        THEN 'has foreign tables among its partitions or children, and Postgres cannot capture what is written to them'
+             '|Watch the local partitions one by one, and call pgcache.invalidate() for the others.'
+    END;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'pgcache.watch: % %', w.relation, split_part(bad, '|', 1)
+            USING ERRCODE = 'wrong_object_type', HINT = split_part(bad, '|', 2);
+    END IF;
+    IF w.domain IS NULL THEN
+        w.domain := regexp_replace(lower(class.relname), '^t[vb]_', '');
+        IF NOT pgcache.is_domain_name(w.domain) THEN
+            RAISE EXCEPTION 'pgcache.watch: no domain can be named after %', w.relation
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one: watch(…, domain => ''…'').';
+        END IF;
+    END IF;
+    PERFORM pgcache.require_domain_name('watch', w.domain);
+    IF w.max_entities IS NULL OR w.max_entities < 1 THEN
+        RAISE EXCEPTION 'pgcache.watch: max_entities must be at least 1, not %', coalesce(w.max_entities::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF w.columns IS NOT NULL AND (cardinality(w.columns) = 0 OR array_position(w.columns, NULL) IS NOT NULL) THEN
+        RAISE EXCEPTION 'pgcache.watch: columns must name at least one column'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave it out (NULL) to watch all.';
+    END IF;
+    FOREACH attr IN ARRAY array_remove(w.columns || w.tenant_column || w.entity_column, NULL) LOOP
+        PERFORM FROM pg_attribute a
+          WHERE a.attrelid = w.relation AND a.attname = attr AND a.attnum > 0 AND NOT a.attisdropped;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'pgcache.watch: % has no column %', w.relation, quote_ident(attr)
+                USING ERRCODE = 'undefined_column';
+        END IF;
+    END LOOP;
+    FOREACH attr IN ARRAY array_remove(ARRAY[w.tenant_column, w.entity_column], NULL) LOOP
+        IF pgcache.plain_type(w.relation, attr) IS NULL THEN
+            RAISE EXCEPTION 'pgcache.watch: column % of % has the type %, which cannot name a tenant or an entity',
+                            quote_ident(attr), w.relation,
+                            (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+                              WHERE a.attrelid = w.relation AND a.attname = attr)
+                USING ERRCODE = 'datatype_mismatch',
+                      HINT = 'Use a column whose text is the same in every session and is made by no code but '
+                             'Postgres'' own: an integer, numeric, uuid, boolean or text type, or a domain over one; '
+                             'for instance a generated column.';
+        END IF;
+    END LOOP;
+    SELECT quote_ident(a.attname) || ' (' || t.typnamespace::regnamespace || ')' INTO bad
+      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = w.relation
+       AND (a.attname IN (w.tenant_column, w.entity_column) OR a.attname = ANY (pgcache.key_columns(w.relation)))
+       AND NOT (has_schema_privilege(t.typnamespace, 'USAGE') AND has_type_privilege(t.oid, 'USAGE'));
+    IF FOUND THEN
+        RAISE EXCEPTION 'pgcache.watch: role % may not use the type of column %', current_user, bad
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Grant it USAGE on the schema and on the type.';
+    END IF;
+    IF w.columns IS NOT NULL AND pgcache.key_columns(w.relation) IS NULL THEN
+        RAISE EXCEPTION 'pgcache.watch: % has no primary key (of integers, uuids or text) to tell which row had which columns', w.relation
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Add a primary key, or leave out `columns`.';
+    END IF;
+
+    LOCK TABLE pgcache.watched IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM pgcache.forget_dropped();
+    SELECT * INTO stored FROM pgcache.watched x WHERE x.relation = w.relation;
+    w.id := coalesce(stored.id, nextval(pg_get_serial_sequence('pgcache.watched', 'id')));
+    INSERT INTO pgcache.watched OVERRIDING SYSTEM VALUE VALUES (w.*)
+        ON CONFLICT (relation) DO UPDATE SET (domain, tenant_column, entity_column, columns, max_entities, always)
+            = (EXCLUDED.domain, EXCLUDED.tenant_column, EXCLUDED.entity_column, EXCLUDED.columns, EXCLUDED.max_entities,
+               EXCLUDED.always);
+    changed := pgcache.make_trigger_function(w);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION pgcache.watch_%s() TO %I', w.id, caller);
+    SELECT array_agg(t.command) INTO commands FROM pgcache.watch_trigger t WHERE t.id = w.id AND t.command IS NOT NULL;
+    IF changed OR commands IS NOT NULL THEN
+        -- Who has written to the table and not committed yet did so under the old rules: he is waited for. What
+        -- was stored until now may depend on changes that nobody saw.
+        RETURN format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', w.relation) || commands
+               || format('SELECT pgcache.invalidate(%L)', w.domain);
+    END IF;
+    RETURN '{}';
+END
+$$;
+
+-- Tables that are gone took their triggers with them.
+CREATE FUNCTION pgcache.forget_dropped() RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    gone integer;
+BEGIN
+    FOR gone IN DELETE FROM pgcache.watched w
+                 WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.relation) RETURNING w.id LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS pgcache.watch_%s()', gone);
+    END LOOP;
+END
+$$;
+
+-- Watches a table: from the commit of this transaction on, a transaction that changes its rows invalidates what
+-- depends on them, by whatever program.
+--
+--   domain         default: the name of the table, without `tv_` or `tb_`
+--   tenant_column  whose rows: the old and the new tenant of every changed row are concerned; NULL means every tenant
+--   entity_column  which entity: answers for other entities stay
+--   columns        a change of other columns concerns nobody (tenant and entity always count)
+--   max_entities   a statement that changes more concerns every entity of its tenants (default 1000)
+--   always         also changes that logical replication applies here; row by row
+--
+-- May be called again, to change settings, and after partitions were added, columns renamed, or a type
+-- changed. When there is something to do it waits for the transactions that write to the table, and they for
+-- it, as CREATE TRIGGER does; else it takes no lock.
+CREATE FUNCTION pgcache.watch("table" regclass, domain text DEFAULT NULL, tenant_column name DEFAULT NULL,
+                              entity_column name DEFAULT NULL, columns name[] DEFAULT NULL,
+                              max_entities integer DEFAULT 1000, always boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    command text;
+BEGIN
+    FOREACH command IN ARRAY pgcache.record_watch(
+        ROW(0, "table", domain, tenant_column, entity_column, columns, max_entities, coalesce(always, false))::pgcache.watched,
+        current_user) LOOP
+        EXECUTE command;
+    END LOOP;
+END
+$$;
+
+-- Ends watch(), and invalidates what depends on the domain: from here on nobody sees to it.
+CREATE FUNCTION pgcache.unwatch("table" regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    command text;
+BEGIN
+    FOREACH command IN ARRAY pgcache.record_unwatch("table") LOOP
+        EXECUTE command;
+    END LOOP;
+    PERFORM pgcache.drop_trigger_function("table");
+END
+$$;
+
+CREATE FUNCTION pgcache.record_unwatch(relation regclass) RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    w        pgcache.watched;
+    commands text[];
+BEGIN
+    SELECT * INTO w FROM pgcache.watched x WHERE x.relation = record_unwatch.relation;
+    IF w.id IS NULL THEN
+        RAISE EXCEPTION 'pgcache.unwatch: % is not watched', relation
+            USING ERRCODE = 'undefined_object', HINT = 'The view pgcache.watched_tables shows what is.';
+    END IF;
+    -- also those on tables that were detached since
+    SELECT array_agg(format('DROP TRIGGER %I ON %s', t.tgname, t.tgrelid::regclass)) INTO commands
+      FROM pg_trigger t
+     WHERE t.tgfoid = to_regprocedure(format('pgcache.watch_%s()', w.id)) AND NOT t.tgisinternal;
+    PERFORM pgcache.invalidate(w.domain);
+    RETURN coalesce(commands, '{}');
+END
+$$;
+
+-- Fails while a trigger uses the function.
+CREATE FUNCTION pgcache.drop_trigger_function(relation regclass) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    number integer;
+BEGIN
+    DELETE FROM pgcache.watched w WHERE w.relation = drop_trigger_function.relation RETURNING w.id INTO number;
+    EXECUTE format('DROP FUNCTION IF EXISTS pgcache.watch_%s()', number);
+END
+$$;
+
+-- From the commit of this transaction on, a change of `source` is a change of `target` too, for the same tenant: of
+-- every entity; or, with `entity_via`, of the one that this column of the changed row of a watched table
+-- names. Cascades go on from there. A statement that has begun may still go by the old rules.
+CREATE FUNCTION pgcache.cascade(source text, target text, entity_via name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pgcache.require_domain_name('cascade', source);
+    PERFORM pgcache.require_domain_name('cascade', target);
+    IF source = target THEN
+        RAISE EXCEPTION 'pgcache.cascade: % cannot be its own target', quote_literal(source)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    LOCK TABLE pgcache.watched, pgcache.cascade_rule IN SHARE ROW EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM pgcache.cascade_rule r WHERE r.source = cascade.source AND r.target = cascade.target
+                                                    AND r.entity_via IS NOT DISTINCT FROM cascade.entity_via) THEN
+        RETURN;
+    END IF;
+    INSERT INTO pgcache.cascade_rule AS r VALUES (source, target, entity_via)
+        ON CONFLICT ON CONSTRAINT cascade_rule_pkey DO UPDATE SET entity_via = EXCLUDED.entity_via;
+    PERFORM pgcache.apply_cascades();
+    -- what was stored until now may have missed a change of the source
+    PERFORM pgcache.invalidate(source);
+END
+$$;
+
+CREATE FUNCTION pgcache.uncascade(source text, target text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOCK TABLE pgcache.watched, pgcache.cascade_rule IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM pgcache.cascade_rule r WHERE r.source = uncascade.source AND r.target = uncascade.target;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM pgcache.apply_cascades();
+    RETURN true;
+END
+$$;
+
+-- Works out what follows from the rules: the closure, and the trigger functions, into which it is written.
+CREATE FUNCTION pgcache.apply_cascades() RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM pgcache.cascade_closure;
+    INSERT INTO pgcache.cascade_closure (source, target)
+    WITH RECURSIVE way AS (
+        SELECT r.source, r.target FROM pgcache.cascade_rule r
+         UNION
+        SELECT w.source, r.target FROM way w JOIN pgcache.cascade_rule r ON r.source = w.target
+    )
+    SELECT w.source, w.target FROM way w;
+    PERFORM pgcache.forget_dropped();
+    PERFORM pgcache.make_trigger_function(w) FROM pgcache.watched w;
+END
+$$;
+
+-- Refreshes a materialized view and invalidates its domain (default: the name of the view, without `mv_` or `tv_`).
+CREATE FUNCTION pgcache.refresh(view regclass, "concurrently" boolean DEFAULT false, domain text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF domain IS NULL THEN
+        SELECT pg_catalog.regexp_replace(pg_catalog.lower(c.relname), '^[mt]v_', '') INTO domain
+          FROM pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) view;
+    END IF;
+    PERFORM pgcache.invalidate(domain);
+    EXECUTE pg_catalog.format('REFRESH MATERIALIZED VIEW %s %s', CASE WHEN "concurrently" THEN 'CONCURRENTLY' END, view);
+END
+$$;
+
+-- Messages for programs outside: one per transaction, tenant and domain, as JSON, on `channel`. Null: none any more.
+-- NOTIFY takes a lock of the whole database until commit, which caps the rate of writers, and a transaction that
+-- notifies cannot be prepared (two-phase commit).
+CREATE FUNCTION pgcache.notify(channel text DEFAULT 'cache_invalidation') RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '5s'
+AS $$
+BEGIN
+    IF channel = '' OR length(convert_to(channel, 'UTF8')) > 63 THEN
+        RAISE EXCEPTION 'pgcache.notify: a channel has a name of 1 to 63 bytes' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- waits for who is writing to the log, and those that come wait for it; so not for long
+    LOCK TABLE pgcache.invalidation IN SHARE ROW EXCLUSIVE MODE;
+    DROP TRIGGER IF EXISTS announce ON pgcache.invalidation;
+    IF channel IS NOT NULL THEN
+        EXECUTE format('CREATE TRIGGER announce AFTER INSERT ON pgcache.invalidation REFERENCING NEW TABLE AS new_rows '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION pgcache.announce(%L)', channel);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION pgcache.announce() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- a payload has less than 8000 bytes; without its tenant the message says more than happened, never less
+    PERFORM pg_notify(TG_ARGV[0], json_build_object('tenant_id', CASE WHEN length(convert_to(n.tenant, 'UTF8')) < 1000 THEN n.tenant END,
+                                                    'domain', n.name, 'version', n.xid)::text)
+       FROM (SELECT DISTINCT r.tenant, r.name, r.xid::text::bigint AS xid FROM new_rows r WHERE r.kind = 'd') n;
+    RETURN NULL;
+END
+$$;
+
+-- A bare message per transaction, for the instances of this cache that listen.
+CREATE FUNCTION pgcache.doorbell("on" boolean DEFAULT true) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '5s'
+AS $$
+BEGIN
+    IF "on" = EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = 'pgcache.invalidation'::regclass AND t.tgname = 'doorbell') THEN
+        RETURN;
+    END IF;
+    LOCK TABLE pgcache.invalidation IN SHARE ROW EXCLUSIVE MODE;
+    DROP TRIGGER IF EXISTS doorbell ON pgcache.invalidation;
+    IF "on" THEN
+        CREATE TRIGGER doorbell AFTER INSERT ON pgcache.invalidation FOR EACH STATEMENT EXECUTE FUNCTION pgcache.ring();
+    END IF;
+END
+$$;
+
+-- The channel is the name of this schema.
+CREATE FUNCTION pgcache.ring() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_notify(TG_TABLE_SCHEMA, '');
+    RETURN NULL;
+END
+$$;
+
+-- The extension pg_fraiseql_cache keeps a version per tenant and domain in a table. This makes each bump there an
+-- invalidation here, and takes over its cascade rules of the type `invalidate`. Returns a row for each thing that
+-- it did or did not do; none where there is no such table. May be called again, for new rules.
+CREATE FUNCTION pgcache.adopt_fraiseql() RETURNS TABLE (item text, outcome text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    versions regclass := to_regclass('fraiseql_cache.domain_version');
+    rules    regclass := to_regclass('fraiseql_cache.cascade_rules');
+    missing  text;
+    rule     record;
+    command  record;
+BEGIN
+    IF versions IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(w.name, ', ') INTO missing
+      FROM (VALUES ('tenant_id'), ('domain'), ('version')) AS w (name)
+     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = versions AND a.attname = w.name AND NOT a.attisdropped);
+    IF missing IS NULL THEN
+        IF pgcache.plain_type(versions, 'tenant_id') IS NULL OR pgcache.plain_type(versions, 'domain') IS NULL THEN
+            missing := 'a plain type for tenant_id and domain';
+        END IF;
+    END IF;
+    IF missing IS NOT NULL THEN
+        RETURN QUERY SELECT versions::text, 'not adopted: it lacks ' || missing;
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = versions AND t.tgfoid = 'pgcache.follow_fraiseql()'::regprocedure) THEN
+        CREATE TRIGGER pgcache_insert AFTER INSERT ON fraiseql_cache.domain_version REFERENCING NEW TABLE AS new_rows
+            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        CREATE TRIGGER pgcache_update AFTER UPDATE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        CREATE TRIGGER pgcache_delete AFTER DELETE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows
+            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        CREATE TRIGGER pgcache_truncate AFTER TRUNCATE ON fraiseql_cache.domain_version
+            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        PERFORM pgcache.invalidate_everything();
+    END IF;
+    RETURN QUERY SELECT versions::text, 'adopted: its versions invalidate';
+    IF rules IS NULL THEN
+        RETURN;
+    END IF;
+    FOR rule IN EXECUTE format('SELECT DISTINCT source_domain::text AS source, target_domain::text AS target, rule_type::text AS type FROM %s', rules) LOOP
+        item := format('cascade %s -> %s', rule.source, rule.target);
+        outcome := CASE WHEN rule.type IS DISTINCT FROM 'invalidate' THEN format('not adopted: rules of the type %s are not known', coalesce(rule.type, 'NULL'))
+                        WHEN pgcache.is_domain_name(lower(rule.source)) IS NOT TRUE OR pgcache.is_domain_name(lower(rule.target)) IS NOT TRUE
+                        THEN 'not adopted: not a domain name'
+                        WHEN lower(rule.source) = lower(rule.target) THEN 'not adopted: a domain always invalidates itself'
+                        ELSE 'adopted' END;
+        IF outcome = 'adopted' THEN
+            PERFORM pgcache.cascade(lower(rule.source), lower(rule.target));
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION pgcache.follow_fraiseql() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tenants text[];
+    domains text[];
+BEGIN
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
+              FROM (SELECT DISTINCT n.tenant_id, n.domain FROM new_rows n) r;
+        ELSIF TG_OP = 'DELETE' THEN
+            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
+              FROM (SELECT DISTINCT o.tenant_id, o.domain FROM old_rows o) r;
+        ELSIF TG_OP = 'UPDATE' THEN
+            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
+              FROM (SELECT n.tenant_id, n.domain FROM new_rows n UNION SELECT o.tenant_id, o.domain FROM old_rows o) r;
+        END IF;
+    EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+        RAISE WARNING 'the cache does not know % any more (%): everything is invalidated', TG_RELID::regclass, SQLERRM
+            USING HINT = 'Call pgcache.adopt_fraiseql() again.';
+        PERFORM pgcache.invalidate_everything();
+        RETURN NULL;
+    END;
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pgcache.invalidate_everything();
+    ELSE
+        PERFORM pgcache.invalidate_scopes(array_agg('d'::text), array_agg(s.domain), array_agg(s.tenant), array_agg(NULL::text))
+           FROM unnest(tenants, domains) AS s (tenant, domain) WHERE pgcache.is_domain_name(s.domain);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- Nobody but the owner administrates; anybody who may use the schema may invalidate.
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA /*schema*/ FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgcache.invalidate, pgcache.invalidate_scopes TO PUBLIC;
