@@ -5,8 +5,10 @@
 //!    invalidations name scopes.
 //! 3. They meet iff the domains are equal, the tenants are equal or one of them is *any*, and the same for
 //!    the entities.
-//! 4. In Postgres a scope is a few 64-bit keys. Two scopes with one key are invalidated together, which costs
-//!    a hit and no correctness.
+//! 4. Tenants and entities are compared in a [normal form](normal_form): the path of a request may spell an
+//!    entity otherwise than its row does.
+//! 5. In Postgres a scope is a few 64-bit keys, each the exclusive or of the hashes of its parts. Two scopes with
+//!    one key are invalidated together, which costs a hit and no correctness.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -264,41 +266,84 @@ impl Scope {
     /// The keys that an invalidation of this scope carries: its own, and those of the summaries that a
     /// dependency on any tenant or any entity looks at. As `pgcache.invalidation_keys`.
     pub(crate) fn invalidation_keys(&self) -> [i64; 4] {
-        let (tenant, entity) = (part(self.tenant_name()), part(self.entity_name()));
+        let name = self.name_hash();
+        let (tenant, entity) = (self.tenant_hash(), self.entity_hash());
+        let (any_tenant, any_entity) = (hash64("t+"), hash64("e+"));
         [
-            self.key(&tenant, &entity),
-            self.key(&tenant, ANYTHING_BELOW),
-            self.key(ANYTHING_BELOW, &entity),
-            self.key(ANYTHING_BELOW, ANYTHING_BELOW),
+            name ^ tenant ^ entity,
+            name ^ tenant ^ any_entity,
+            name ^ any_tenant ^ entity,
+            name ^ any_tenant ^ any_entity,
         ]
     }
 
     /// The keys by which a dependency on this scope finds every invalidation that meets it: a named tenant is
-    /// met by its own changes and by those for all tenants; *any* is met by the summary of all.
-    pub(crate) fn probes(&self) -> impl Iterator<Item = i64> + '_ {
-        let tenants = probed_parts(self.tenant_name());
-        let entities = probed_parts(self.entity_name());
-        tenants.into_iter().flatten().flat_map(move |tenant| {
-            entities
-                .clone()
-                .into_iter()
-                .flatten()
-                .map(move |entity| self.key(&tenant, &entity))
-        })
+    /// met by its own changes and by those for all tenants; *any* is met by the summary of all. And the key
+    /// that stands for all of them when there were too many to remember.
+    pub(crate) fn probes(&self) -> impl Iterator<Item = i64> + use<> {
+        let name = self.name_hash();
+        let tenants = match self.tenant_name() {
+            Some(_) => vec![self.tenant_hash(), hash64("t*")],
+            None => vec![hash64("t+")],
+        };
+        let entities = match self.entity_name() {
+            Some(_) => vec![self.entity_hash(), hash64("e*")],
+            None => vec![hash64("e+")],
+        };
+        tenants
+            .into_iter()
+            .flat_map(move |tenant| entities.clone().into_iter().map(move |e| name ^ tenant ^ e))
+            .chain([self.coarse_key()])
     }
 
-    fn key(&self, tenant: &str, entity: &str) -> i64 {
-        let mut hash = Sha256::new();
-        hash.update(self.kind.as_str());
-        hash.update(self.name.len().to_string());
-        hash.update(":");
-        hash.update(self.name.as_bytes());
-        hash.update(tenant);
-        hash.update(entity);
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash.finalize()[..8]);
-        i64::from_be_bytes(first)
+    /// As `pgcache.coarse_key`.
+    fn coarse_key(&self) -> i64 {
+        let name = match self.kind {
+            Kind::Domain => self.name(),
+            Kind::Uri | Kind::Tenant | Kind::Group => "",
+        };
+        hash64(&format!("{}~{name}", self.kind.as_str()))
     }
+
+    fn name_hash(&self) -> i64 {
+        hash64(&format!("{}={}", self.kind.as_str(), self.name))
+    }
+
+    fn tenant_hash(&self) -> i64 {
+        self.tenant_name().map_or_else(
+            || hash64("t*"),
+            |tenant| hash64(&format!("t={}", normal_form(tenant))),
+        )
+    }
+
+    fn entity_hash(&self) -> i64 {
+        match (self.kind, self.entity_name()) {
+            (_, None) => hash64("e*"),
+            (Kind::Domain, Some(entity)) => hash64(&format!("e={}", normal_form(entity))),
+            (_, Some(entity)) => hash64(&format!("e={entity}")),
+        }
+    }
+}
+
+/// 64 bits of a hash. As `pgcache.hash64`.
+fn hash64(text: &str) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&Sha256::digest(text)[..8]);
+    i64::from_be_bytes(first)
+}
+
+/// A tenant or entity as scopes compare it: in small letters, without white space, signs, leading zeros, and what
+/// the spellings of a UUID differ in. A handler that parses its path takes `7`, `007` and `+7` for one row, and a
+/// UUID in any spelling; a change of that row has to meet them all. As `pgcache.normal_form`.
+fn normal_form(value: &str) -> String {
+    let kept: String = value
+        .chars()
+        .filter(|c| !matches!(c, '-' | '+' | '{' | '}' | ':' | ' ' | '\t' | '\r' | '\n'))
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    kept.replace("urnuuid", "")
+        .trim_start_matches('0')
+        .to_owned()
 }
 
 /// For people: `product`, `product/42`, `product@acme`, `product/42@acme`.
@@ -345,19 +390,6 @@ impl From<&Domain> for Scope {
 impl From<&Scope> for Scope {
     fn from(scope: &Scope) -> Self {
         scope.clone()
-    }
-}
-
-const ANYTHING_BELOW: &str = "+";
-
-fn part(value: Option<&str>) -> String {
-    value.map_or_else(|| "*".to_owned(), |v| format!("={}:{v}", v.len()))
-}
-
-fn probed_parts(value: Option<&str>) -> [Option<String>; 2] {
-    match value {
-        Some(_) => [Some(part(value)), Some(part(None))],
-        None => [Some(ANYTHING_BELOW.to_owned()), None],
     }
 }
 
@@ -438,11 +470,12 @@ mod tests {
         let scopes = [
             PRODUCT.entity("bc").tenant("a"),
             PRODUCT.entity("c").tenant("ab"),
-            PRODUCT.entity("=2:bc").tenant(""),
+            PRODUCT.entity("=bc").tenant(""),
             PRODUCT.entity("").tenant("abc"),
             PRODUCT.entity("*").all_tenants(),
             PRODUCT.all_tenants(),
-            PRODUCT.entity("+").all_tenants(),
+            PRODUCT.entity("x").all_tenants(),
+            PRODUCT.entity("a").tenant("bc"),
             domain!("product.a").all_tenants(),
         ];
         for (i, a) in scopes.iter().enumerate() {
@@ -450,6 +483,30 @@ mod tests {
                 assert_ne!(keys(a), keys(b), "{a} and {b}");
             }
         }
+    }
+
+    #[test]
+    fn one_row_spelt_in_many_ways_is_one_entity() {
+        let key = |e: &str| PRODUCT.entity(e).all_tenants().invalidation_keys()[0];
+        let same = |spellings: &[&str]| {
+            for spelling in spellings {
+                assert_eq!(key(spelling), key(spellings[0]), "{spelling}");
+            }
+        };
+        same(&["7", "007", "+7", " 7"]);
+        same(&["0", "-0", "00"]);
+        same(&[
+            "67e55044-10b1-426f-9247-bb680e5fe0c8",
+            "67E55044-10B1-426F-9247-BB680E5FE0C8",
+            "67e5504410b1426f9247bb680e5fe0c8",
+            "{67e55044-10b1-426f-9247-bb680e5fe0c8}",
+            "urn:uuid:67e55044-10b1-426f-9247-bb680e5fe0c8",
+        ]);
+        assert_ne!(key("70"), key("7"));
+        assert_ne!(key("a.b"), key("ab"));
+        // a resource is compared as it is
+        let uri = |a: &str| Scope::uri(Some(a), "/").invalidation_keys()[0];
+        assert_ne!(uri("a-b"), uri("ab"));
     }
 
     #[test]

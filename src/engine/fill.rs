@@ -39,6 +39,8 @@ pub(crate) struct Label {
     pub(crate) probes: Vec<i64>,
     pub(crate) authority: String,
     pub(crate) path: String,
+    /// The pattern that the request matched.
+    pub(crate) route: Option<String>,
     pub(crate) tenant: Option<String>,
     /// The fields that the answer varies with, and the key of this variant.
     pub(crate) variant: Option<(Vec<HeaderName>, Key)>,
@@ -152,6 +154,7 @@ impl Fill {
             probes,
             authority,
             path,
+            route,
             tenant,
             variant: _,
             part: _,
@@ -175,6 +178,7 @@ impl Fill {
             revalidatable,
             authority,
             path,
+            route,
             tenant,
             head,
             body,

@@ -32,9 +32,9 @@ use crate::runtime::Remarks;
 
 use super::{part_key, variant_key};
 
-/// How many probes an answer may take over; a scope has up to four. Those of one that is confirmed again and again
+/// How many probes an answer may take over; a scope has up to five. Those of one that is confirmed again and again
 /// may become more each time.
-const MAX_PROBES: usize = 4 * (MAX_DEPENDENCIES + 2);
+const MAX_PROBES: usize = 5 * (MAX_DEPENDENCIES + 2);
 
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 
@@ -470,6 +470,7 @@ impl<S> Call<S> {
                 probes,
                 authority,
                 path,
+                route: self.route.clone(),
                 tenant,
                 variant,
                 part: (head.status == StatusCode::PARTIAL_CONTENT).then(|| part_key(read.key)),

@@ -36,6 +36,7 @@ pub(crate) struct Record {
     pub(crate) revalidatable: bool,
     pub(crate) authority: String,
     pub(crate) path: String,
+    pub(crate) route: Option<String>,
     pub(crate) tenant: Option<String>,
     pub(crate) head: Vec<u8>,
     pub(crate) body: Bytes,
@@ -158,6 +159,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         revalidatable,
         authority,
         path,
+        route,
         tenant,
         head,
         body,
@@ -181,7 +183,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         None => (&sql.store, &body),
         Some(checksum_before) => (&sql.freshen, checksum_before),
     };
-    let parameters: [(&(dyn ToSql + Sync), Type); 17] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 18] = [
         (&key, Type::BYTEA),
         (&origin.epoch, Type::TEXT),
         (&origin.incarnation, Type::TEXT),
@@ -199,6 +201,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         (&checksum, Type::BYTEA),
         (head, Type::BYTEA),
         (last, Type::BYTEA),
+        (route, Type::TEXT),
     ];
     Ok(client.execute_typed(statement, &parameters).await?)
 }

@@ -20,7 +20,7 @@ const PRODUCT: Domain = domain!("product");
 async fn enter(sql: &Client, key: &str, snapshot: &str) {
     sql.execute(
         "INSERT INTO pgcache.entry
-         SELECT convert_to($1, 'UTF8'), id, $2::text::pg_snapshot, '{}', now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, '{}', '', '', ''
+         SELECT convert_to($1, 'UTF8'), id, $2::text::pg_snapshot, '{}', now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, NULL, '{}', '', '', ''
            FROM pgcache.epoch",
         &[&key, &snapshot],
     )
@@ -187,7 +187,7 @@ async fn a_transaction_that_folds_and_changes_afterwards_loses_nothing() {
             .unwrap();
         enter(&sql, "answer", &snapshot(&sql).await).await;
         sql.batch_execute(
-            "UPDATE pgcache.entry SET probes = ARRAY[pgcache.scope_key('d', 'late', '+', '+')]",
+            "UPDATE pgcache.entry SET probes = ARRAY[(pgcache.invalidation_keys('d', 'late', NULL, NULL))[4]]",
         )
         .await
         .unwrap();
@@ -235,7 +235,7 @@ async fn prune_keeps_its_bound_even_if_one_transaction_changed_more() {
     let sql = database.connect().await;
     enter(&sql, "answer", &snapshot(&sql).await).await;
     sql.batch_execute(
-        "SELECT pgcache.invalidate('product', NULL, n::text) FROM generate_series(1, 100) AS n",
+        "SELECT pgcache.invalidate('product-' || n) FROM generate_series(1, 100) AS n",
     )
     .await
     .unwrap();
@@ -257,7 +257,7 @@ async fn two_scopes_of_one_transaction_are_both_recorded_whatever_their_hashes()
     sql.batch_execute(
         "BEGIN;
          INSERT INTO pgcache.invalidation (xid, keys, kind, name)
-         VALUES (pg_current_xact_id(), ARRAY[pgcache.scope_key('d', 'b', '=1:t', '=1:e'), 1, 2, 3], 'd', 'a');
+         VALUES (pg_current_xact_id(), ARRAY[(pgcache.invalidation_keys('d', 'b', 't', 'e'))[1], 1, 2, 3], 'd', 'a');
          SELECT pgcache.invalidate('b', 't', 'e');
          SELECT pgcache.invalidate('b', 't', 'e');
          COMMIT",
@@ -272,8 +272,7 @@ async fn two_scopes_of_one_transaction_are_both_recorded_whatever_their_hashes()
 
 /// Makes the one entry depend on the whole domain.
 async fn depend_on_product(sql: &Client) {
-    let update =
-        "UPDATE pgcache.entry SET probes = ARRAY[pgcache.scope_key('d', 'product', '+', '+')]";
+    let update = "UPDATE pgcache.entry SET probes = ARRAY[(pgcache.invalidation_keys('d', 'product', NULL, NULL))[4]]";
     sql.batch_execute(update).await.unwrap();
 }
 
@@ -322,4 +321,54 @@ async fn a_fold_of_more_transactions_than_it_can_name_forgets_none() {
     oldest.batch_execute("COMMIT").await.unwrap();
     sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
     assert!(!is_valid(&sql, "answer").await);
+}
+
+/// Many entities of one domain cost the other domains, and what is stored later, nothing.
+#[tokio::test]
+async fn a_domain_with_too_many_entities_is_coarsened_and_nothing_else() {
+    let database = database_with_schema().await;
+    let sql = database.connect().await;
+    let depend = |key: &'static str, domain: &'static str, entity: &'static str| {
+        let sql = &sql;
+        async move {
+            enter(sql, key, &snapshot(sql).await).await;
+            sql.execute(
+                "UPDATE pgcache.entry SET probes = ARRAY[
+                     pgcache.name_hash('d', $2) # pgcache.tenant_hash('t') # pgcache.entity_hash('d', $3),
+                     pgcache.coarse_key('d', $2)]
+                  WHERE key = convert_to($1, 'UTF8')",
+                &[&key, &domain, &entity],
+            )
+            .await
+            .unwrap();
+        }
+    };
+    depend("other", "price", "1").await;
+    depend("bystander", "product", "none of them").await;
+    sql.batch_execute("SELECT pgcache.invalidate('price', 't', '2')")
+        .await
+        .unwrap();
+    for entity in 0..100 {
+        sql.execute(
+            "SELECT pgcache.invalidate('product', 't', $1)",
+            &[&entity.to_string()],
+        )
+        .await
+        .unwrap();
+    }
+    assert!(is_valid(&sql, "bystander").await);
+    assert!(number(&sql, "SELECT pgcache.prune(80)").await > 0);
+    assert!(number(&sql, "SELECT count(*) FROM pgcache.changed").await <= 60);
+    assert!(is_valid(&sql, "other").await, "of another domain");
+    assert!(!is_valid(&sql, "bystander").await, "who knows");
+    depend("later", "product", "99").await;
+    assert!(is_valid(&sql, "later").await);
+    sql.batch_execute("SELECT pgcache.invalidate('product', 't', '5'); SELECT pgcache.prune(80)")
+        .await
+        .unwrap();
+    assert!(is_valid(&sql, "later").await, "not among the changes since");
+    sql.batch_execute("SELECT pgcache.invalidate('product', 't', '99'); SELECT pgcache.prune(80)")
+        .await
+        .unwrap();
+    assert!(!is_valid(&sql, "later").await);
 }

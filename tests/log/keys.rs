@@ -113,11 +113,13 @@ impl Page {
     }
 
     fn is_met_by(&self, change: &Change) -> bool {
-        let same_tenant = meets(Some(&self.tenant), change.tenant.as_ref());
-        same_tenant
+        let any_spelling = |own: &str, changed: Option<&String>| {
+            changed.is_none_or(|changed| spelling(own) == spelling(changed))
+        };
+        any_spelling(&self.tenant, change.tenant.as_ref())
             && match change.kind {
                 "d" => {
-                    change.name == "product" && meets(Some(&self.entity), change.entity.as_ref())
+                    change.name == "product" && any_spelling(&self.entity, change.entity.as_ref())
                 }
                 "u" => {
                     change.name == self.path() && meets(Some(&self.host), change.entity.as_ref())
@@ -125,6 +127,13 @@ impl Page {
                 _ => change.kind == "t" && change.name.is_empty() && change.entity.is_none(),
             }
     }
+}
+
+/// What all spellings of a number or a UUID have in common.
+fn spelling(text: &str) -> String {
+    let letters = text.replace(['-', '+', '{', '}', ':', ' ', '\t', '\r', '\n'], "");
+    let plain = letters.to_ascii_lowercase().replace("urnuuid", "");
+    plain.trim_start_matches('0').to_owned()
 }
 
 #[derive(Clone)]

@@ -47,24 +47,30 @@ const SHADOW: &str = "
     END;
 
     -- By definition: a named part meets itself and any; any meets the summary of all.
-    CREATE FUNCTION shadow.parts(value text) RETURNS text[]
-    RETURN CASE WHEN value IS NULL THEN ARRAY['+'] ELSE ARRAY[pgcache.scope_part(value), '*'] END;
+    CREATE FUNCTION shadow.tenant_parts(value text) RETURNS bigint[]
+    RETURN CASE WHEN value IS NULL THEN ARRAY[pgcache.hash64('t+')]
+                ELSE ARRAY[pgcache.tenant_hash(value), pgcache.tenant_hash(NULL)] END;
+    CREATE FUNCTION shadow.entity_parts(value text) RETURNS bigint[]
+    RETURN CASE WHEN value IS NULL THEN ARRAY[pgcache.hash64('e+')]
+                ELSE ARRAY[pgcache.entity_hash('d', value), pgcache.entity_hash('d', NULL)] END;
     CREATE FUNCTION shadow.enter(key bytea, snapshot text, names text[], tenants text[], entities text[]) RETURNS void
     BEGIN ATOMIC
         INSERT INTO pgcache.entry
         SELECT enter.key, p.id, enter.snapshot::pg_snapshot,
-               ARRAY(SELECT pgcache.scope_key('d', d.name, t.part, e.part)
+               ARRAY(SELECT pgcache.name_hash('d', d.name) # t.part # e.part
                        FROM unnest(names, tenants, entities) AS d (name, tenant, entity)
-                      CROSS JOIN unnest(shadow.parts(d.tenant)) AS t (part)
-                      CROSS JOIN unnest(shadow.parts(d.entity)) AS e (part)),
-               now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, '{}', '', '', ''
+                      CROSS JOIN unnest(shadow.tenant_parts(d.tenant)) AS t (part)
+                      CROSS JOIN unnest(shadow.entity_parts(d.entity)) AS e (part)
+                     UNION
+                     SELECT pgcache.coarse_key('d', d.name) FROM unnest(names) AS d (name)),
+               now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, NULL, '{}', '', '', ''
           FROM pgcache.epoch p;
         INSERT INTO shadow.dependency
         SELECT enter.key, d.* FROM unnest(names, tenants, entities) AS d (name, tenant, entity);
     END;";
 
 /// One snapshot for both opinions. `cautious` is the documented exception: of more than 64 transactions that
-/// one fold found for a key, some are known by their range only.
+/// one fold found for a key, some are known by their range only; and what was coarsened counts for all of a domain.
 const COMPARE: &str = "
     WITH opinion AS MATERIALIZED (
         SELECT e.snapshot, e.usable, e.unchanged,
@@ -78,7 +84,9 @@ const COMPARE: &str = "
                                   AND NOT pg_visible_in_snapshot(l.xid, e.snapshot)) AS truth,
                EXISTS (SELECT FROM pgcache.changed c CROSS JOIN pg_snapshot_xip(e.snapshot) AS x (xid)
                         WHERE c.key = ANY (e.probes) AND c.since IS NOT NULL
-                          AND x.xid >= c.since AND x.xid < c.xids[1]) AS cautious
+                          AND x.xid >= c.since AND x.xid < c.xids[1])
+               OR EXISTS (SELECT FROM shadow.dependency d JOIN pgcache.changed c ON c.key = pgcache.coarse_key('d', d.name)
+                           WHERE d.key = e.key AND NOT pg_visible_in_snapshot(c.xids[1], e.snapshot)) AS cautious
           FROM pgcache.entry_state e)
     SELECT count(*) AS checks,
            count(*) FILTER (WHERE usable AND unchanged) AS valid,
