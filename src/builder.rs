@@ -102,6 +102,7 @@ impl<T> PgCacheBuilder<T> {
                 cleanup_interval: Duration::from_secs(60),
                 auto_migrate: true,
                 durable: false,
+                owner: None,
                 max_log_rows: 1_000_000,
                 queue_entries: 1024,
                 queue_bytes: 32 << 20,
@@ -230,6 +231,18 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn durable(mut self, on: bool) -> Self {
         self.settings.durable = on;
+        self
+    }
+
+    /// The role that shall own the schema and the functions in it, which run with its rights when somebody writes to a
+    /// watched table. Best a role that can do nothing else (`CREATE ROLE pgcache NOLOGIN`), of which the
+    /// connected role is a member. The connected role is granted what a cache needs. Counts when the schema is
+    /// created.
+    ///
+    /// Defaults to the role that is connected: that of the application, which is fine, unless it is a superuser.
+    #[must_use]
+    pub fn owner(mut self, role: impl Into<String>) -> Self {
+        self.settings.owner = Some(role.into());
         self
     }
 

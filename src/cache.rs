@@ -290,6 +290,6 @@ impl PgCache {
     ///
     /// If the cache cannot be used: see [`ready`](Self::ready).
     pub async fn capabilities(&self) -> Result<Capabilities, Error> {
-        self.engine.capabilities().await
+        self.engine.capabilities(self.config.tenant.is_some()).await
     }
 }

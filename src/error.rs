@@ -110,10 +110,10 @@ impl StdError for Error {
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         // tokio_postgres says only "db error" of what the server reports; the message is in the source
-        match error
-            .as_db_error()
-            .map(|e| format!("{} ({})", e.message(), e.code().code()))
-        {
+        match error.as_db_error().map(|e| match e.hint() {
+            None => format!("{} ({})", e.message(), e.code().code()),
+            Some(hint) => format!("{} ({}). {hint}", e.message(), e.code().code()),
+        }) {
             Some(message) => Self::new(ErrorKind::Database, message),
             None => Self::new(ErrorKind::Unavailable, error.to_string()),
         }

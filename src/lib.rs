@@ -7,6 +7,7 @@
 //! | [`PgCacheLayer`] | the middleware, and what can be set for a route |
 //! | [`PgCache`], [`PgCacheBuilder`] | the engine: invalidation, housekeeping, what can be set for all routes |
 //! | [`Domain`], [`Scope`], [`domain!`] | what answers depend on, and what changes name |
+//! | [`Watch`] | a table whose changes invalidate, by whatever program |
 //! | [`Tenant`] | where the tenant of a request is found |
 //! | [`Route`] | a row of a central table of routes |
 //! | [`Bypass`], [`NotStored`] | the reasons that `Cache-Status` gives |
@@ -52,6 +53,7 @@ mod store;
 mod tenant;
 #[cfg(feature = "test-util")]
 pub mod test;
+mod watch;
 
 pub use self::http::cache_status::Bypass;
 pub use self::http::storable::NotStored;
@@ -69,5 +71,6 @@ pub use route::Route;
 pub use runtime::{CacheScope, DependsOn, Invalidates, NoStore, Ttl};
 pub use service::PgCacheService;
 pub use tenant::{Principal, Tenant};
+pub use watch::{Adopted, Watch};
 
 pub use {bb8, bb8_postgres, tokio_postgres};

@@ -38,7 +38,9 @@ use crate::http::cache_status::Bypass;
 use crate::http::fields::decode_head;
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Creation, Found, Lookup, Origin, Record, Store, Stored};
+use crate::store::{
+    Creation, Found, Lookup, Origin, Parameters, Record, Store, Stored, WatchedTable,
+};
 use changes::Changes;
 use gauge::{Gauge, Token};
 use health::Health;
@@ -64,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) cleanup_interval: Duration,
     pub(crate) auto_migrate: bool,
     pub(crate) durable: bool,
+    /// The role that owns the schema, if not the one that is connected.
+    pub(crate) owner: Option<String>,
     pub(crate) max_log_rows: i64,
     pub(crate) queue_entries: usize,
     pub(crate) queue_bytes: usize,
@@ -91,13 +95,57 @@ pub(crate) struct Engine {
 }
 
 /// What is active, as [`PgCache::capabilities`](crate::PgCache::capabilities) found it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// Whether there is a database at all; not for [`PgCache::disabled`](crate::PgCache::disabled).
     pub database: bool,
     /// Whether the tables survive a crash of the server.
     pub durable: bool,
+    /// How many tables are watched ([`PgCache::watch`](crate::PgCache::watch)).
+    pub watched_tables: usize,
+    /// Whether the extension `pg_fraiseql_cache` is followed
+    /// ([`PgCache::adopt_fraiseql`](crate::PgCache::adopt_fraiseql)).
+    pub adopted_fraiseql: bool,
+    /// What is set up and does not work as it should, each with its mend.
+    pub warnings: Vec<String>,
+}
+
+/// What is amiss with a watched table.
+fn complaints(watched: &WatchedTable, has_tenants: bool) -> Vec<String> {
+    let WatchedTable {
+        table,
+        has_tenant,
+        triggers,
+        unwatched,
+        broken,
+    } = watched;
+    let mut complaints = Vec::new();
+    if triggers != "enabled" {
+        complaints.push(format!(
+            "the triggers of the watched table {table} are not as they should be ({triggers}): watch it again"
+        ));
+    }
+    if !unwatched.is_empty() {
+        complaints.push(format!(
+            "partitions or children of the watched table {table} are not watched ({}): watch {table} again",
+            unwatched.join(", ")
+        ));
+    }
+    if !broken.is_empty() {
+        complaints.push(format!(
+            "columns of the watched table {table} are gone or of another type ({}), so every change invalidates its \
+             whole domain: watch it again, with the columns that it has",
+            broken.join(", ")
+        ));
+    }
+    if *has_tenant && !has_tenants {
+        complaints.push(format!(
+            "the watched table {table} has a tenant column, and no tenant is configured: if its rows belong to \
+             tenants, so do the answers made from them; see PgCacheBuilder::tenant"
+        ));
+    }
+    complaints
 }
 
 /// A stored answer.
@@ -335,6 +383,7 @@ impl Engine {
         }
         let creation = migrate.then_some(Creation {
             durable: self.settings.durable,
+            owner: self.settings.owner.clone(),
         });
         self.store
             .prepare(creation, self.settings.store_deadline)
@@ -372,14 +421,44 @@ impl Engine {
         housekeeping::sweep(self).await
     }
 
-    pub(crate) async fn capabilities(self: &Arc<Self>) -> Result<Capabilities, Error> {
-        let database = self.usable().await?;
-        let durable = database && self.store.is_durable(self.settings.store_deadline).await?;
-        Ok(Capabilities { database, durable })
+    pub(crate) async fn capabilities(
+        self: &Arc<Self>,
+        has_tenants: bool,
+    ) -> Result<Capabilities, Error> {
+        if !self.usable().await? {
+            return Ok(Capabilities::default());
+        }
+        let installed = self.store.installed(self.settings.store_deadline).await?;
+        Ok(Capabilities {
+            database: true,
+            durable: installed.durable,
+            watched_tables: installed.watched.len(),
+            adopted_fraiseql: installed.adopted,
+            warnings: installed
+                .watched
+                .iter()
+                .flat_map(|watched| complaints(watched, has_tenants))
+                .collect(),
+        })
     }
 
     pub(crate) fn set_enabled(&self, on: bool) {
         self.enabled.store(on, Ordering::Relaxed);
+    }
+
+    /// Calls a function that administrates the schema; without a database, nothing happens.
+    pub(crate) async fn administer(
+        self: &Arc<Self>,
+        statement: &str,
+        within: Duration,
+        parameters: impl FnOnce(&mut Parameters),
+    ) -> Result<Vec<Vec<String>>, Error> {
+        if !self.usable().await? {
+            return Ok(Vec::new());
+        }
+        let mut given = Parameters::default();
+        parameters(&mut given);
+        self.store.administer(statement, within, given).await
     }
 
     /// False if there is no database, and so nothing to do.

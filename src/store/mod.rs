@@ -6,6 +6,7 @@
 //!    is an explicit READ COMMITTED transaction, whatever the server's defaults say.
 //! 3. No session state: no temporary objects, no `SET`, no session locks (PgBouncer in transaction mode).
 
+mod administer;
 mod connection;
 mod housekeeping;
 mod lookup;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
+pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use lookup::{Found, Lookup, Stored};
 pub(crate) use schema::{Creation, SchemaName, check_name};

@@ -75,7 +75,7 @@ pub(super) struct Sql {
     pub(super) claim_housekeeping: String,
     pub(super) entry_pages: String,
     pub(super) delete_expired: String,
-    is_durable: String,
+    pub(super) capabilities: String,
     #[cfg(feature = "test-util")]
     expire: String,
     drop_schema: String,
@@ -102,9 +102,7 @@ impl Sql {
             claim_housekeeping: sql(include_str!("sql/claim_housekeeping.sql")),
             entry_pages: sql(include_str!("sql/entry_pages.sql")),
             delete_expired: sql(include_str!("sql/delete_expired.sql")),
-            is_durable: sql(
-                "SELECT relpersistence = 'p' FROM pg_class WHERE oid = 'pgcache.entry'::regclass",
-            ),
+            capabilities: sql(include_str!("sql/capabilities.sql")),
             #[cfg(feature = "test-util")]
             expire: sql("UPDATE pgcache.entry SET expires_at = clock_timestamp() \
                  WHERE path = $2 AND authority = coalesce($1, authority) AND vary IS NULL"),
@@ -117,6 +115,13 @@ impl Sql {
     }
 }
 
+impl Sql {
+    /// A statement in which `pgcache.` stands for the schema.
+    pub(super) fn in_schema(&self, statement: &str) -> String {
+        in_schema(statement, &self.schema)
+    }
+}
+
 fn in_schema(script: &str, schema: &str) -> String {
     script
         .replace("pgcache.", &format!("\"{schema}\"."))
@@ -124,9 +129,11 @@ fn in_schema(script: &str, schema: &str) -> String {
 }
 
 /// How a schema is created.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Creation {
     pub(crate) durable: bool,
+    /// The role that shall own everything, instead of the one that is connected.
+    pub(crate) owner: Option<String>,
 }
 
 impl Store {
@@ -146,20 +153,6 @@ impl Store {
                 migrate(client, &store.sql, creation).await?;
             }
             renew_epoch(client, &store).await
-        })
-        .await
-    }
-}
-
-impl Store {
-    /// Whether the tables are LOGGED.
-    pub(crate) async fn is_durable(self: &Arc<Self>, within: Duration) -> Result<bool, Error> {
-        self.run(within, |store, mut connection| async move {
-            Ok(connection
-                .client()
-                .query_typed_one(&store.sql.is_durable, &[])
-                .await?
-                .try_get(0)?)
         })
         .await
     }
@@ -251,7 +244,11 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
     match found {
         Some(v) if !(1..=VERSION).contains(&v) => return Err(mismatch(&sql.schema, found)),
         Some(_) => {}
-        None => create_empty(&transaction, sql).await?,
+        None => {}
+    }
+    let caller = become_owner(&transaction, sql, creation.owner.as_deref()).await?;
+    if found.is_none() {
+        create_empty(&transaction, sql).await?;
     }
     for (script, version) in MIGRATIONS.iter().zip(1..).skip(found.unwrap_or(0) as usize) {
         let persistence = if creation.durable { "" } else { "UNLOGGED" };
@@ -269,6 +266,12 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
             )
             .await?;
     }
+    if let Some(caller) = caller {
+        let grants = include_str!("sql/grants.sql").replace("/*caller*/", &caller);
+        transaction
+            .batch_execute(&in_schema(&grants, &sql.schema))
+            .await?;
+    }
     transaction.commit().await?;
     tracing::info!(
         schema = sql.schema,
@@ -276,6 +279,53 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
         "cache schema created or brought up to date"
     );
     Ok(())
+}
+
+/// What is made from here on belongs to the owner. Returns the quoted name of the role that was before, if that is another one
+/// and needs rights.
+async fn become_owner(
+    transaction: &Transaction<'_>,
+    sql: &Sql,
+    owner: Option<&str>,
+) -> Result<Option<String>, Error> {
+    let row = transaction
+        .query_typed_one(
+            "SELECT quote_ident(current_user), quote_ident($1), rolsuper FROM pg_roles WHERE rolname = current_user",
+            &[(&owner, Type::TEXT)],
+        )
+        .await?;
+    let (caller, is_superuser): (String, bool) = (row.try_get(0)?, row.try_get(2)?);
+    let Some(owner) = row.try_get::<_, Option<String>>(1)? else {
+        if is_superuser {
+            tracing::warn!(
+                schema = sql.schema,
+                role = caller,
+                "the cache is installed by a superuser: its trigger functions will run with all rights. \
+                 Better name a role that owns only this schema, PgCacheBuilder::owner(..)"
+            );
+        }
+        return Ok(None);
+    };
+    let schema = &sql.schema;
+    if !schema_exists(transaction, schema).await? {
+        transaction
+            .batch_execute(&format!("CREATE SCHEMA \"{schema}\" AUTHORIZATION {owner}"))
+            .await?;
+    }
+    transaction
+        .batch_execute(&format!("SET LOCAL ROLE {owner}"))
+        .await?;
+    Ok((caller != owner && !is_superuser).then_some(caller))
+}
+
+async fn schema_exists(transaction: &Transaction<'_>, schema: &str) -> Result<bool, Error> {
+    let rows = transaction
+        .query_typed(
+            "SELECT FROM pg_namespace WHERE nspname = $1",
+            &[(&schema, Type::TEXT)],
+        )
+        .await?;
+    Ok(!rows.is_empty())
 }
 
 /// [`version`] without an error, which would abort the transaction.
@@ -294,13 +344,7 @@ async fn version_in(transaction: &Transaction<'_>, sql: &Sql) -> Result<Option<i
 
 async fn create_empty(transaction: &Transaction<'_>, sql: &Sql) -> Result<(), Error> {
     let schema = &sql.schema;
-    let exists = transaction
-        .query_typed(
-            "SELECT FROM pg_namespace WHERE nspname = $1",
-            &[(schema, Type::TEXT)],
-        )
-        .await?;
-    if exists.is_empty() {
+    if !schema_exists(transaction, schema).await? {
         transaction
             .batch_execute(&format!("CREATE SCHEMA \"{schema}\""))
             .await?;
