@@ -59,7 +59,11 @@ pub(crate) async fn pgcache(mode: Mode, app: &App, url: &str) -> Result<Router, 
     Ok(Router::new().route(ITEM, app.item()).layer(cache.layer()))
 }
 
+/// Connections are not tested whenever one is borrowed; the Redis peer's is not either.
 async fn pool(url: &str) -> Result<Pool<PostgresConnectionManager<NoTls>>, Error> {
     let manager = PostgresConnectionManager::new_from_stringlike(url, NoTls)?;
-    Ok(Pool::builder().max_size(CONNECTIONS).build(manager).await?)
+    let pool = Pool::builder()
+        .max_size(CONNECTIONS)
+        .test_on_check_out(false);
+    Ok(pool.build(manager).await?)
 }
