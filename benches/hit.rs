@@ -1,18 +1,18 @@
 //! What a request costs with the cache: a hit from Postgres, a miss, a request that passes through, against the
-//! bare handler. In process, one request at a time; `cargo bench --bench hit`.
+//! bare handler. In process, one request at a time; then hits by many clients at once. `cargo bench --bench hit`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use test_support::http::get as fetch;
 use tokio::runtime::Runtime;
-use tower_pgcache::PgCache;
+use tower_pgcache::{PgCache, PgCacheBuilder};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -60,9 +60,60 @@ fn requests(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// How many clients ask at the same time.
+const CLIENTS: usize = 32;
+
+/// Clients that each ask again as soon as they have an answer, for entries of their own or all for one.
+fn concurrent_hits(criterion: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let _guard = runtime.enter();
+    let database = runtime.block_on(test_support::database());
+    let cache = PgCacheBuilder::<PgCache>::new(database.pool(4))
+        .lookup_deadline(HOUR)
+        .build()
+        .unwrap();
+    runtime.block_on(cache.ready()).unwrap();
+
+    let mut group = criterion.benchmark_group("concurrent hits");
+    group.throughput(Throughput::Elements(CLIENTS as u64));
+    for size in [1 << 10, 32 << 10] {
+        let app = app(size).layer(cache.layer().ttl(HOUR).namespace(size.to_string()));
+        for (name, uris) in [("own", CLIENTS), ("one", 1)] {
+            let uris: Vec<String> = (0..uris).map(|n| format!("/{n}")).collect();
+            runtime.block_on(async {
+                for uri in &uris {
+                    fetch(&app, uri).await;
+                    cache.settled().await;
+                    assert!(fetch(&app, uri).await.is_hit());
+                }
+            });
+            group.bench_function(BenchmarkId::new(name, size), |b| {
+                b.iter_custom(|rounds| runtime.block_on(ask_in_parallel(&app, &uris, rounds)));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// How long it takes until every client has its answers.
+async fn ask_in_parallel(app: &Router, uris: &[String], rounds: u64) -> Duration {
+    let start = Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for uri in uris.iter().cycle().take(CLIENTS) {
+        let (app, uri) = (app.clone(), uri.clone());
+        clients.spawn(async move {
+            for _ in 0..rounds {
+                black_box(fetch(&app, &uri).await);
+            }
+        });
+    }
+    clients.join_all().await;
+    start.elapsed()
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2));
-    targets = requests
+    targets = requests, concurrent_hits
 }
 criterion_main!(benches);

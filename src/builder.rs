@@ -31,6 +31,7 @@ pub struct PgCacheBuilder<T = PgCache> {
     principal: Option<Principal>,
     cache_status: bool,
     default_ttl: Duration,
+    lookup_connections: Option<usize>,
     settings: Settings,
     policy: Policy,
     routes: Vec<Route>,
@@ -93,6 +94,7 @@ impl<T> PgCacheBuilder<T> {
             principal: None,
             cache_status: true,
             default_ttl: Duration::from_secs(300),
+            lookup_connections: None,
             settings: Settings {
                 has_database: true,
                 drops_schema: false,
@@ -180,6 +182,16 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn lookup_deadline(mut self, deadline: Duration) -> Self {
         self.settings.lookup_deadline = deadline;
+        self
+    }
+
+    /// How many connections lookups use at most, at the same time. Each carries many lookups in one statement; one
+    /// is borrowed from the pool while there is work, and a further one only if the others do not keep up.
+    ///
+    /// Defaults to half of the pool's maximal size, but at least 1 and at most 4.
+    #[must_use]
+    pub fn lookup_connections(mut self, connections: usize) -> Self {
+        self.lookup_connections = Some(connections);
         self
     }
 
@@ -307,6 +319,9 @@ impl<T> PgCacheBuilder<T> {
         if self.settings.max_log_rows == 0 {
             wrong.push("max_log_rows(0); use at least 1".to_owned());
         }
+        if self.lookup_connections == Some(0) {
+            wrong.push("lookup_connections(0); use at least 1".to_owned());
+        }
         if let SourceSpec::Own { connections, .. } = &self.source {
             if connections.is_empty() || *connections.end() == 0 {
                 wrong.push(format!(
@@ -329,7 +344,10 @@ impl<T> PgCacheBuilder<T> {
             SourceSpec::Own { connections, make } => make(connections),
         };
         PgCache {
-            engine: Engine::new(Store::new(source, schema), self.settings),
+            engine: Engine::new(
+                Store::new(source, schema, self.lookup_connections),
+                self.settings,
+            ),
             config: Arc::new(Config {
                 tenant: self.tenant,
                 principal: self.principal,

@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -43,11 +44,12 @@ impl fmt::Display for ConfigError {
 impl StdError for ConfigError {}
 
 /// What went wrong in a method of [`PgCache`](crate::PgCache).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    source: Option<BoxError>,
+    /// Shared: what fails a statement fails all who wait for it.
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 /// The sort of an [`Error`].
@@ -76,7 +78,7 @@ impl Error {
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(source.into().into());
         self
     }
 

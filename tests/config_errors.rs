@@ -126,13 +126,14 @@ macro_rules! spoil {
 }
 
 /// A wrong setting of the engine alone.
-const ENGINE: [(&str, &str); 8] = [
+const ENGINE: [(&str, &str); 9] = [
     ("default_ttl(0)", "millisecond"),
     ("lookup_deadline(0)", "millisecond"),
     ("store_deadline(0)", "millisecond"),
     ("change_deadline(0)", "millisecond"),
     ("max_log_rows(0)", "at least 1"),
     ("connections(", "1..=10"),
+    ("lookup_connections(0)", "at least 1"),
     ("schema(", "use 1 to 63"),
     ("schema(", "use 1 to 63"),
 ];
@@ -145,7 +146,8 @@ fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
         3 => builder.change_deadline(ZERO),
         4 => builder.max_log_rows(0),
         5 => builder.connections(0..=0),
-        6 => builder.schema("Robert'); DROP TABLE students;--"),
+        6 => builder.lookup_connections(0),
+        7 => builder.schema("Robert'); DROP TABLE students;--"),
         _ => builder.schema(""),
     }
 }

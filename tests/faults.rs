@@ -22,7 +22,7 @@ use test_support::http::{Answer, get as fetch, send};
 use test_support::{Database, Server};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_pgcache::bb8::Pool;
 use tower_pgcache::bb8_postgres::PostgresConnectionManager;
@@ -136,6 +136,8 @@ impl Load {
                     let method = if i % 400 == 399 { "POST" } else { "GET" };
                     let answer = ask(&app, method, &path).await;
                     let _ = sender.send(method == "GET" && answer.is_hit());
+                    // as a client does that has to send its next request
+                    tokio::task::yield_now().await;
                 }
             });
         }
@@ -362,6 +364,52 @@ async fn a_server_that_hangs_costs_the_lookup_deadline() {
 }
 
 #[tokio::test]
+async fn a_server_that_stays_away_costs_nothing_and_is_missed_no_longer_than_it_is_away() {
+    type Act = fn(&mut Server) -> io::Result<()>;
+    let ways: [(Act, Act); 2] = [
+        (|server| server.pause(), |server| server.resume()),
+        (Server::kill9, Server::launch),
+    ];
+    let (server, database) = own_server().await;
+    let cache = PgCache::builder(database.pool(4))
+        .cleanup_interval(Duration::ZERO)
+        .build()
+        .unwrap();
+    let app = Counter::default().behind(&cache);
+    for (go, come_back) in ways {
+        recovered(&cache, &app).await;
+        on(&server, go).await;
+        for _ in 0..10 {
+            let answer = ask(&app, "GET", "/recovered").await;
+            assert_eq!(answer.cache_status(), BYPASS);
+        }
+        // from here on only waiting takes time
+        tokio::time::pause();
+        // it may be this one's turn to see whether the server is back
+        ask(&app, "GET", "/recovered").await;
+        let (start, errors) = (Instant::now(), cache.stats().errors);
+        for _ in 0..1000 {
+            let answer = ask(&app, "GET", "/recovered").await;
+            assert_eq!(answer.cache_status(), BYPASS);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(cache.stats().errors, errors);
+        tokio::time::resume();
+
+        on(&server, come_back).await;
+        let hit = async {
+            while !fetch(&app, "/recovered").await.is_hit() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(HANG, hit)
+            .await
+            .expect("hits, and nobody asked for them");
+        settled(&cache).await;
+    }
+}
+
+#[tokio::test]
 async fn connections_that_are_cut_fail_no_request() {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
@@ -567,6 +615,7 @@ async fn a_change_recreates_the_schema_too() {
         .unwrap();
     let app = Counter::default().behind(&cache);
     ask(&app, "POST", "/").await;
+    settled(&cache).await;
     let admin = database.connect().await;
     let sql = "DROP SCHEMA pgcache CASCADE";
     admin.batch_execute(sql).await.unwrap();

@@ -7,6 +7,7 @@
 //! 3. What a commit invalidated is decided in the store. What this instance failed to write down so far
 //!    ([`changes`]) is decided here.
 
+mod breaker;
 mod changes;
 mod fill;
 mod gauge;
@@ -41,6 +42,7 @@ use crate::key::Key;
 use crate::store::{
     Creation, Found, Lookup, Origin, Parameters, Record, Store, Stored, WatchedTable,
 };
+use breaker::Breaker;
 use changes::Changes;
 use gauge::{Gauge, Token};
 use health::Health;
@@ -84,7 +86,7 @@ pub(crate) struct Engine {
     housekeeper: housekeeping::Housekeeper,
     /// What is still to be written, or may become so.
     pending: Gauge,
-    reads: Health,
+    reads: Breaker,
     writes: Health,
     stats: Counters,
     /// The fields that the answers for a URI vary with, as far as this instance has met them.
@@ -200,7 +202,7 @@ impl Engine {
             changes: Changes::default(),
             housekeeper: housekeeping::Housekeeper::default(),
             pending: Gauge::default(),
-            reads: Health::new("reading from the cache"),
+            reads: Breaker::new("reading from the cache"),
             writes: Health::new("writing to the cache"),
             stats: Counters::default(),
             varying: quick_cache::sync::Cache::new(VARYING_URIS),
@@ -220,27 +222,36 @@ impl Engine {
         }
         self.housekeeper.start(self);
         self.housekeeper.note_traffic();
+        let Some(attempt) = self.reads.admit() else {
+            return Asked::Unusable(Bypass::Store);
+        };
         let looked_up = in_time(self.settings.lookup_deadline, async {
-            self.readiness.ensure(self).await?;
-            self.look_up(&question).await
+            match self.readiness.ensure(self).await {
+                Ok(()) => self.look_up(&question).await.map(Ok),
+                Err(unprepared) => Ok(Err(unprepared)),
+            }
         });
         match looked_up.await {
-            Ok(Some((origin, found))) => {
-                self.reads.is_well();
+            Ok(Ok(Some((origin, found)))) => {
+                attempt.succeeded();
                 self.changes.keep_trying(self);
-                self.judge(question.key, origin, found)
+                return self.judge(question.key, origin, found);
             }
-            Ok(None) => {
-                self.readiness.forget();
-                Asked::Unusable(Bypass::Store)
-            }
+            Ok(Ok(None)) => self.readiness.forget(),
+            // it is tried again in its own time, and costs nothing until then
+            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
             Err(error) => {
-                self.stats.count(|s| &s.errors);
-                self.reads.is_ill(&error);
+                self.note_read_failure(&error);
                 self.readiness.doubt(&error);
-                Asked::Unusable(Bypass::Store)
+                attempt.failed(&error);
             }
         }
+        Asked::Unusable(Bypass::Store)
+    }
+
+    fn note_read_failure(&self, error: &Error) {
+        self.stats.count(|s| &s.errors);
+        self.reads.is_ill(error);
     }
 
     /// One statement where the fields that a URI's answers vary with are known or there are none; else two.
@@ -389,6 +400,7 @@ impl Engine {
             .prepare(creation, self.settings.store_deadline)
             .await?;
         self.readiness.set_ready();
+        self.reads.hurry();
         Ok(())
     }
 

@@ -27,6 +27,12 @@ pub(crate) type Getting<'a> = Pin<Box<dyn Future<Output = Result<Connection, Err
 
 pub(crate) trait Source: Send + Sync {
     fn get(&self) -> Getting<'_>;
+
+    /// How many connections there can be.
+    fn most_connections(&self) -> u32;
+
+    /// Whether all connections are in use, and somebody waits for one.
+    fn is_wanted(&self) -> bool;
 }
 
 impl<M> Source for Pool<M>
@@ -41,6 +47,18 @@ where
                 Err(error) => Err(unavailable(error)),
             }
         })
+    }
+
+    fn most_connections(&self) -> u32 {
+        self.config().max_size
+    }
+
+    fn is_wanted(&self) -> bool {
+        let state = self.state();
+        // bb8 counts those who gave up as if they waited still: hence only where there is none to be had
+        state.idle_connections == 0
+            && state.connections >= self.most_connections()
+            && state.statistics.pending_gets() > 0
     }
 }
 
@@ -73,13 +91,27 @@ impl<M: ManageConnection> Lazy<M> {
     }
 }
 
+impl<M: ManageConnection> Lazy<M> {
+    fn pool(&self) -> &Pool<M> {
+        self.pool.get_or_init(&self.build)
+    }
+}
+
 impl<M> Source for Lazy<M>
 where
     M: ManageConnection<Connection = Client>,
     M::Error: StdError + Send + Sync + 'static,
 {
     fn get(&self) -> Getting<'_> {
-        Source::get(self.pool.get_or_init(&self.build))
+        Source::get(self.pool())
+    }
+
+    fn most_connections(&self) -> u32 {
+        self.pool().most_connections()
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.pool().is_wanted()
     }
 }
 
@@ -94,5 +126,13 @@ impl Source for Nowhere {
                 "this cache has no database",
             ))
         })
+    }
+
+    fn most_connections(&self) -> u32 {
+        0
+    }
+
+    fn is_wanted(&self) -> bool {
+        false
     }
 }

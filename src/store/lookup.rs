@@ -1,13 +1,15 @@
-//! Asking for an entry.
+//! The statement that asks for entries, and what it answers.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use http::HeaderName;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, IsolationLevel, Row};
+use tokio_postgres::{Client, IsolationLevel, Row, RowStream};
 
 use super::{Origin, Store};
 use crate::error::{Error, ErrorKind};
@@ -26,7 +28,7 @@ pub(crate) enum Lookup {
 }
 
 /// What stands under a key.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Stored {
     Answer(Found),
     /// The answers for this URI vary with these fields, and each has a key of its own.
@@ -34,7 +36,7 @@ pub(crate) enum Stored {
 }
 
 /// An answer as it was stored, checked against its checksum.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) head: Bytes,
     pub(crate) body: Bytes,
@@ -50,49 +52,34 @@ pub(crate) struct Found {
     pub(crate) checksum: Vec<u8>,
 }
 
-impl Store {
-    /// `invalid_too`: also entries that are invalid and have no validator.
-    pub(crate) async fn lookup(
-        self: &Arc<Self>,
-        keys: Vec<Key>,
-        invalid_too: bool,
-        within: Duration,
-    ) -> Result<Lookup, Error> {
-        self.run(within, move |store, mut connection| async move {
-            let rows = store
-                .query_in_read_committed(connection.client(), &keys, invalid_too)
-                .await?;
-            let Some(row) = rows.first() else {
-                return Ok(Lookup::NoEpoch);
-            };
-            store
-                .read_committed
-                .store(row.try_get("read_committed")?, Ordering::Relaxed);
-            let mut stored = Vec::new();
-            for row in &rows {
-                stored.extend(read(row)?);
-            }
-            Ok(Lookup::Rows {
-                origin: origin(row)?,
-                stored,
-            })
-        })
-        .await
-    }
+/// What one statement asks for.
+pub(super) struct Asking {
+    pub(super) keys: Vec<Key>,
+    /// Also entries that are invalid and have no validator.
+    pub(super) invalid_too: bool,
+}
 
+/// Gets the rows as they come.
+pub(super) type Rows<'a> = &'a mut (dyn FnMut(&Row) -> Result<(), Error> + Send);
+
+impl Store {
     /// As a statement of its own where the default is READ COMMITTED; elsewhere in an explicit transaction: a
     /// SERIALIZABLE reader could make writers fail.
-    async fn query_in_read_committed(
+    ///
+    /// Not prepared: behind PgBouncer the next statement may be on another server connection. What is worth
+    /// keeping, the plans of what the function does, is kept by the session.
+    pub(super) async fn ask(
         &self,
         client: &mut Client,
-        keys: &[Key],
-        invalid_too: bool,
-    ) -> Result<Vec<Row>, Error> {
+        Asking { keys, invalid_too }: &Asking,
+        rows: Rows<'_>,
+    ) -> Result<(), Error> {
         let keys: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&keys, Type::BYTEA_ARRAY), (&invalid_too, Type::BOOL)];
+            [(&keys, Type::BYTEA_ARRAY), (invalid_too, Type::BOOL)];
         if self.is_read_committed() {
-            return Ok(client.query_typed(&self.sql.lookup, &parameters).await?);
+            let stream = client.query_typed_raw(&self.sql.lookup, parameters);
+            return self.read_to_end(stream.await?, rows).await;
         }
         let transaction = client
             .build_transaction()
@@ -100,15 +87,39 @@ impl Store {
             .read_only(true)
             .start()
             .await?;
-        let rows = transaction
-            .query_typed(&self.sql.lookup, &parameters)
-            .await?;
-        transaction.commit().await?;
-        Ok(rows)
+        let stream = transaction.query_typed_raw(&self.sql.lookup, parameters);
+        self.read_to_end(stream.await?, rows).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// To the end even if something is wrong with a row: the connection is for others after this.
+    async fn read_to_end(&self, stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
+        let mut stream = pin!(stream);
+        let mut outcome = Ok(());
+        while let Some(row) = stream.try_next().await? {
+            if outcome.is_ok() {
+                outcome = self.note_isolation(&row).and_then(|()| rows(&row));
+            }
+        }
+        outcome
+    }
+
+    fn note_isolation(&self, row: &Row) -> Result<(), Error> {
+        let read_committed = row.try_get("read_committed")?;
+        self.read_committed.store(read_committed, Ordering::Relaxed);
+        Ok(())
     }
 }
 
-fn origin(row: &Row) -> Result<Origin, Error> {
+/// Whether Postgres may have refused a batch because of one lookup in it (a damaged row), or because it was too
+/// much at once (memory, `statement_timeout`).
+pub(super) fn may_be_about_one(error: &Error) -> bool {
+    let classes = ["XX", "53", "54", "57014"];
+    let state = error.sql_state().map(SqlState::code);
+    state.is_some_and(|state| classes.iter().any(|class| state.starts_with(class)))
+}
+
+pub(super) fn origin(row: &Row) -> Result<Origin, Error> {
     let snapshot: &str = row.try_get("snapshot")?;
     Ok(Origin {
         epoch: row.try_get("epoch")?,
@@ -123,8 +134,9 @@ fn origin(row: &Row) -> Result<Origin, Error> {
     })
 }
 
-/// `None` also for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
-fn read(row: &Row) -> Result<Option<(Key, Stored)>, Error> {
+/// The key of a row, whether only those get it who want invalid entries too, and what stands there. `None`: the
+/// row says only that there is nothing.
+pub(super) fn read(row: &Row) -> Result<Option<(Key, bool, Option<Stored>)>, Error> {
     let Some(key) = row
         .try_get::<_, Option<&[u8]>>("key")?
         .and_then(Key::from_bytes)
@@ -132,12 +144,15 @@ fn read(row: &Row) -> Result<Option<(Key, Stored)>, Error> {
         return Ok(None);
     };
     let valid: bool = row.try_get("valid")?;
+    let only_as_invalid = !valid && !row.try_get::<_, bool>("revalidatable")?;
+    Ok(Some((key, only_as_invalid, stored(row, key, valid)?)))
+}
+
+/// `None` for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
+fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
     if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>("vary")? {
         let fields: Result<_, _> = vary.into_iter().map(HeaderName::try_from).collect();
-        return Ok(fields
-            .ok()
-            .filter(|_| valid)
-            .map(|fields| (key, Stored::Varies(fields))));
+        return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));
     }
     let (head, body): (&[u8], &[u8]) = (row.try_get("head")?, row.try_get("body")?);
     let probes: Vec<i64> = row.try_get("probes")?;
@@ -148,7 +163,7 @@ fn read(row: &Row) -> Result<Option<(Key, Stored)>, Error> {
     }
     let ttl: f64 = row.try_get("ttl")?;
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    let found = Found {
+    Ok(Some(Stored::Answer(Found {
         head: Bytes::copy_from_slice(head),
         body: Bytes::copy_from_slice(body),
         probes,
@@ -157,8 +172,7 @@ fn read(row: &Row) -> Result<Option<(Key, Stored)>, Error> {
         fresh_for: seconds(ttl),
         stale_for: seconds(-ttl),
         checksum: expected.to_vec(),
-    };
-    Ok(Some((key, Stored::Answer(found))))
+    })))
 }
 
 /// What is read back is checked before it is served: the answer, and what its validity is judged by. Half a

@@ -9,6 +9,7 @@
 mod administer;
 mod connection;
 mod housekeeping;
+mod lanes;
 mod lookup;
 mod schema;
 mod snapshot;
@@ -30,6 +31,7 @@ pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Marker, Record};
 
 use crate::error::{Error, ErrorKind};
+use lanes::Lanes;
 use schema::Sql;
 
 /// Where a fill began: what a lookup that missed saw of the database. The answer may be stored only while
@@ -47,15 +49,22 @@ pub(crate) struct Origin {
 pub(crate) struct Store {
     source: Box<dyn Source>,
     sql: Sql,
+    lanes: Lanes,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
 }
 
 impl Store {
-    pub(crate) fn new(source: Box<dyn Source>, schema: &SchemaName) -> Arc<Self> {
+    /// `lookup_connections`: how many connections lookups use at most; `None` leaves it to the size of the pool.
+    pub(crate) fn new(
+        source: Box<dyn Source>,
+        schema: &SchemaName,
+        lookup_connections: Option<usize>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             source,
+            lanes: Lanes::new(lookup_connections),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
         })

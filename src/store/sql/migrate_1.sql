@@ -141,8 +141,8 @@ CREATE VIEW pgcache.entry_state AS
 -- the snapshot of the statement that calls it, and that is the one it returns.
 CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
 RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
-               valid boolean, vary text[], checksum bytea, head bytea, body bytea, probes bigint[], filled_at text,
-               age float8, ttl float8)
+               valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
+               probes bigint[], filled_at text, age float8, ttl float8)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -155,7 +155,7 @@ BEGIN
     SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
            extract(epoch FROM clock_timestamp())::float8,
            current_setting('default_transaction_isolation') = 'read committed',
-           e.key, e.valid, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
+           e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
            extract(epoch FROM clock_timestamp() - e.born_at)::float8,
            extract(epoch FROM e.expires_at - clock_timestamp())::float8
       FROM pgcache.current c

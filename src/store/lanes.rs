@@ -1,0 +1,499 @@
+//! Lookups, many to a statement.
+//!
+//! 1. A lookup is answered by a statement that was sent after the lookup was made, never by one that is under
+//!    way already: what it is told holds as of a snapshot that was taken after its request arrived. So a lookup
+//!    enters the queue, a batch is what leaves it at one moment, and keys are compared within a batch only.
+//! 2. A lookup that meets an idle cache is sent at once. What comes while a batch is under way is collected: one
+//!    batch at a time is the least work (with two, each has half as many lookups and costs as much).
+//! 3. Batches are carried by *lanes*. A lane is a task with a connection, and lasts while it has work. A further
+//!    one starts only where the others do not do: each has been busy for longer than [`PATIENCE`], a lookup has
+//!    waited for longer than that, or a full batch waits. It ends when that is over.
+//! 4. A lane borrows its connection while there is work, and gives it back in between if somebody else waits for
+//!    one: a handler may need the only one. It never gives it back while a statement is under way, however long
+//!    that takes.
+//! 5. A lookup waits until its own deadline and is given up by dropping it. One that was given up before it was
+//!    sent costs nothing any more.
+//! 6. A lookup with its keys complete is answered as soon as their rows are there; a big body holds up only what
+//!    comes after it.
+//! 7. What makes one lookup fail does not fail its batch: where that may be the reason, they are sent anew, one by
+//!    one.
+//! 8. However a lane ends, the next lookup finds the queue in order. The last one takes along what waits.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Row;
+
+use super::lookup::{self, Asking};
+use super::{Connection, Lookup, Origin, Store, Stored};
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+
+/// How many lookups one statement answers at most. Beyond some dozens the statement itself costs next to nothing
+/// for each, and a larger one only delays the first answer.
+const BATCH: usize = 64;
+
+/// What a lookup bears before a further lane starts: some times what a batch takes when nothing is wrong, and
+/// little of the deadline.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// How many lookups may wait. What comes then has no answer.
+const MAX_WAITING: usize = 8192;
+
+/// How many lanes there are at most, unless the builder says so.
+const MOST_LANES: u32 = 4;
+
+#[derive(Debug)]
+pub(super) struct Lanes {
+    /// How many there may be; `None`: half of what the pool may have.
+    limit: Option<usize>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// The oldest first.
+    waiting: VecDeque<Waiting>,
+    lanes: Vec<Busy>,
+    next_lane: u64,
+}
+
+/// A lane that exists.
+#[derive(Debug)]
+struct Busy {
+    lane: u64,
+    /// When it began with what it does: getting a connection, or a batch.
+    since: Instant,
+}
+
+/// A lookup that was not sent yet.
+#[derive(Debug)]
+struct Waiting {
+    question: Question,
+    since: Instant,
+    /// A batch with it has failed.
+    alone: bool,
+}
+
+/// Until its answer is there.
+#[derive(Debug)]
+struct Question {
+    keys: Vec<Key>,
+    invalid_too: bool,
+    /// Nobody waits for longer.
+    until: Instant,
+    answer: oneshot::Sender<Result<Lookup, Error>>,
+}
+
+impl Lanes {
+    pub(super) fn new(limit: Option<usize>) -> Self {
+        Self {
+            limit,
+            queue: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Lookups that were given up in the middle of the queue come to its front in time.
+    fn forget_given_up(&mut self, now: Instant) {
+        let given_up = |next: &Waiting| next.question.is_given_up(now);
+        while self.waiting.front().is_some_and(given_up) {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Whether the lanes, or those beside `except`, are enough for what waits.
+    fn is_served(&self, except: Option<u64>, now: Instant) -> bool {
+        let Some(oldest) = self.waiting.front() else {
+            return true;
+        };
+        let prompt = self
+            .lanes
+            .iter()
+            .any(|busy| Some(busy.lane) != except && busy.since + PATIENCE > now);
+        prompt && self.waiting.len() < BATCH && oldest.since + PATIENCE > now
+    }
+
+    fn begin(&mut self, now: Instant) -> u64 {
+        let lane = self.next_lane;
+        self.next_lane += 1;
+        self.lanes.push(Busy { lane, since: now });
+        lane
+    }
+
+    fn end(&mut self, lane: u64) {
+        self.lanes.retain(|busy| busy.lane != lane);
+    }
+
+    /// The next batch, in the order of arrival.
+    fn take(&mut self, now: Instant) -> Vec<Question> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH {
+            let alone = self.waiting.front().is_some_and(|next| next.alone);
+            if alone && !batch.is_empty() {
+                break;
+            }
+            let Some(next) = self.waiting.pop_front() else {
+                break;
+            };
+            if !next.question.is_given_up(now) {
+                batch.push(next.question);
+                if alone {
+                    break;
+                }
+            }
+        }
+        batch
+    }
+}
+
+impl Store {
+    /// `invalid_too`: also entries that are invalid and have no validator.
+    pub(crate) async fn lookup(
+        self: &Arc<Self>,
+        keys: Vec<Key>,
+        invalid_too: bool,
+        within: Duration,
+    ) -> Result<Lookup, Error> {
+        let since = Instant::now();
+        let until = since + within;
+        let (sender, mut answer) = oneshot::channel();
+        self.enqueue(Waiting {
+            question: Question {
+                keys,
+                invalid_too,
+                until,
+                answer: sender,
+            },
+            since,
+            alone: false,
+        })?;
+        let mut answered = timeout_at(until.min(since + PATIENCE), &mut answer).await;
+        if answered.is_err() {
+            self.start_lane_if_needed();
+            answered = timeout_at(until, answer).await;
+        }
+        match answered {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the task that asks the database has ended early",
+            )),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("no answer from the database within {within:?}"),
+            )),
+        }
+    }
+
+    fn enqueue(self: &Arc<Self>, lookup: Waiting) -> Result<(), Error> {
+        let mut queue = self.lanes.lock();
+        queue.forget_given_up(lookup.since);
+        if queue.waiting.len() >= MAX_WAITING {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "too many lookups wait for the database",
+            ));
+        }
+        queue.waiting.push_back(lookup);
+        drop(queue);
+        self.start_lane_if_needed();
+        Ok(())
+    }
+
+    fn start_lane_if_needed(self: &Arc<Self>) {
+        let limit = || self.lanes.limit.unwrap_or_else(|| self.default_limit());
+        let now = Instant::now();
+        let mut queue = self.lanes.lock();
+        queue.forget_given_up(now);
+        if queue.is_served(None, now) || (!queue.lanes.is_empty() && queue.lanes.len() >= limit()) {
+            return;
+        }
+        let lane = queue.begin(now);
+        // a runtime that is shutting down drops the task here, and that takes the lock
+        drop(queue);
+        tokio::spawn(run(Lane {
+            store: self.clone(),
+            number: Some(lane),
+        }));
+    }
+
+    /// Half of the pool is left to the application.
+    fn default_limit(&self) -> usize {
+        (self.source.most_connections() / 2).clamp(1, MOST_LANES) as usize
+    }
+}
+
+/// Held by the task of a lane.
+struct Lane {
+    store: Arc<Store>,
+    /// `None` when it has ended in order.
+    number: Option<u64>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let Some(number) = self.number else {
+            return;
+        };
+        let mut queue = self.store.lanes.lock();
+        queue.end(number);
+        if queue.lanes.is_empty() {
+            let lost = std::mem::take(&mut queue.waiting);
+            // whoever waits is woken without the lock
+            drop(queue);
+            drop(lost);
+        }
+    }
+}
+
+impl Lane {
+    /// When the last of those who wait gives up; `None` if nobody waits: the lane has ended then.
+    fn deadline(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut queue = self.store.lanes.lock();
+        let questions = queue.waiting.iter().map(|lookup| &lookup.question);
+        let deadline = questions
+            .filter(|question| !question.is_given_up(now))
+            .map(|question| question.until)
+            .max();
+        if deadline.is_none() {
+            queue.end(self.number.take()?);
+        }
+        deadline
+    }
+
+    /// What to send next; `None` if the lane is not needed any more: it has ended then.
+    fn next_batch(&mut self) -> Option<Vec<Question>> {
+        let now = Instant::now();
+        let mut queue = self.store.lanes.lock();
+        queue.forget_given_up(now);
+        if !queue.is_served(self.number, now) {
+            let batch = queue.take(now);
+            if !batch.is_empty() {
+                let own = queue.lanes.iter_mut();
+                own.filter(|busy| Some(busy.lane) == self.number)
+                    .for_each(|busy| busy.since = now);
+                return Some(batch);
+            }
+        }
+        queue.end(self.number.take()?);
+        None
+    }
+
+    /// A connection as long as anybody wants one; `None`: the lane has ended.
+    async fn connect(&mut self) -> Option<Connection> {
+        let store = self.store.clone();
+        let mut getting = store.source.get();
+        loop {
+            let deadline = self.deadline()?;
+            match timeout_at(deadline, &mut getting).await {
+                Ok(Ok(connection)) => return Some(connection),
+                Ok(Err(error)) => {
+                    self.end_without_connection(&error);
+                    return None;
+                }
+                // those who have come since may have later deadlines, and it keeps its place
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// If there is another lane, it may be luckier.
+    fn end_without_connection(&mut self, error: &Error) {
+        let mut queue = self.store.lanes.lock();
+        if let Some(number) = self.number.take() {
+            queue.end(number);
+        }
+        if !queue.lanes.is_empty() {
+            return;
+        }
+        let lost = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        for lookup in lost {
+            lookup.question.tell(Err(error.clone()));
+        }
+    }
+
+    /// Sends lookups again, each by itself; before all others, since they came before.
+    fn put_back(&self, questions: Vec<Question>) {
+        let now = Instant::now();
+        let mut queue = self.store.lanes.lock();
+        for question in questions.into_iter().rev() {
+            queue.waiting.push_front(Waiting {
+                question,
+                since: now,
+                alone: true,
+            });
+        }
+    }
+}
+
+async fn run(mut lane: Lane) {
+    while let Some(mut connection) = lane.connect().await {
+        loop {
+            let Some(questions) = lane.next_batch() else {
+                return;
+            };
+            ask(&lane, &mut connection, Batch::new(questions)).await;
+            if connection.client().is_closed() {
+                break;
+            }
+            if lane.store.source.is_wanted() {
+                drop(connection);
+                // to whoever was waiting for it
+                yield_now().await;
+                break;
+            }
+        }
+    }
+}
+
+/// Sends a batch and answers its lookups.
+async fn ask(lane: &Lane, connection: &mut Connection, mut batch: Batch) {
+    let asking = batch.asking();
+    let asked = lane
+        .store
+        .ask(connection.client(), &asking, &mut |row| batch.add(row))
+        .await;
+    match asked {
+        Ok(()) => batch.end(),
+        Err(error) if batch.len > 1 && lookup::may_be_about_one(&error) => {
+            lane.put_back(batch.unanswered());
+        }
+        Err(error) => {
+            for question in batch.unanswered() {
+                question.tell(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// Lookups that are under way together.
+struct Batch {
+    /// How many lookups it was sent for.
+    len: usize,
+    /// `None` where the answer was given.
+    open: Vec<Option<Open>>,
+    /// Which lookups each key belongs to, in order.
+    wanted: Vec<(Key, usize)>,
+    /// Of the statement.
+    origin: Option<Origin>,
+}
+
+struct Open {
+    question: Question,
+    stored: Vec<(Key, Stored)>,
+    /// How many of its keys have no row so far.
+    missing: usize,
+}
+
+impl Batch {
+    fn new(questions: Vec<Question>) -> Self {
+        let mut wanted: Vec<(Key, usize)> = Vec::new();
+        for (index, question) in questions.iter().enumerate() {
+            wanted.extend(question.keys.iter().map(|key| (*key, index)));
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        let open = questions.into_iter().enumerate().map(|(index, question)| {
+            Some(Open {
+                missing: wanted.iter().filter(|(_, i)| *i == index).count(),
+                stored: Vec::new(),
+                question,
+            })
+        });
+        let open: Vec<_> = open.collect();
+        Self {
+            len: open.len(),
+            open,
+            wanted,
+            origin: None,
+        }
+    }
+
+    /// Each key once. Where only some of the lookups want invalid entries too, the others do not get them.
+    fn asking(&self) -> Asking {
+        let mut keys: Vec<Key> = self.wanted.iter().map(|(key, _)| *key).collect();
+        keys.dedup();
+        let mut open = self.open.iter().flatten();
+        Asking {
+            keys,
+            invalid_too: open.any(|open| open.question.invalid_too),
+        }
+    }
+
+    fn add(&mut self, row: &Row) -> Result<(), Error> {
+        let origin = match self.origin.take() {
+            Some(origin) => origin,
+            None => lookup::origin(row)?,
+        };
+        if let Some((key, only_as_invalid, stored)) = lookup::read(row)? {
+            self.give(key, only_as_invalid, stored.as_ref(), &origin);
+        }
+        self.origin = Some(origin);
+        Ok(())
+    }
+
+    fn give(&mut self, key: Key, only_as_invalid: bool, stored: Option<&Stored>, origin: &Origin) {
+        let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
+        let readers = self.wanted[first..].iter();
+        for (_, index) in readers.take_while(|(wanted, _)| *wanted == key) {
+            let Some(open) = &mut self.open[*index] else {
+                continue;
+            };
+            open.missing = open.missing.saturating_sub(1);
+            if open.question.invalid_too || !only_as_invalid {
+                open.stored
+                    .extend(stored.map(|stored| (key, stored.clone())));
+            }
+            if open.missing == 0 {
+                if let Some(open) = self.open[*index].take() {
+                    open.tell(origin.clone());
+                }
+            }
+        }
+    }
+
+    /// There are no more rows.
+    fn end(&mut self) {
+        for open in self.open.iter_mut().filter_map(Option::take) {
+            match &self.origin {
+                Some(origin) => open.tell(origin.clone()),
+                None => open.question.tell(Ok(Lookup::NoEpoch)),
+            }
+        }
+    }
+
+    fn unanswered(&mut self) -> Vec<Question> {
+        let open = self.open.iter_mut().filter_map(Option::take);
+        open.map(|open| open.question).collect()
+    }
+}
+
+impl Open {
+    fn tell(self, origin: Origin) {
+        let stored = self.stored;
+        self.question.tell(Ok(Lookup::Rows { origin, stored }));
+    }
+}
+
+impl Question {
+    fn is_given_up(&self, now: Instant) -> bool {
+        self.answer.is_closed() || self.until <= now
+    }
+
+    /// Nobody listens if the lookup was given up.
+    fn tell(self, result: Result<Lookup, Error>) {
+        let _ = self.answer.send(result);
+    }
+}
