@@ -109,6 +109,7 @@ impl<T> PgCacheBuilder<T> {
                 queue_entries: 1024,
                 queue_bytes: 32 << 20,
                 fill_bytes: 64 << 20,
+                memory_bytes: 64 << 20,
             },
             policy: Policy::default(),
             routes: Vec::new(),
@@ -284,6 +285,17 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn fill_memory(mut self, bytes: usize) -> Self {
         self.settings.fill_bytes = bytes;
+        self
+    }
+
+    /// How many bytes of answers this instance keeps in memory, besides what the database holds. What is in memory is
+    /// checked against the database for each request (many at once with one small statement), or as often as
+    /// [`max_staleness`](Self::max_staleness) says. Zero: nothing is kept.
+    ///
+    /// Defaults to 64 MiB.
+    #[must_use]
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.settings.memory_bytes = bytes;
         self
     }
 

@@ -16,7 +16,7 @@ use tower_service::Service;
 use crate::answer::Outcome;
 use crate::body::ResponseBody;
 use crate::call::{Caching, Call};
-use crate::engine::{Asked, Entry, Fill, Question, Refreshing};
+use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{CacheStatus, Forward};
@@ -65,6 +65,51 @@ impl Caching {
             Asked::Unusable(reason) => Learned::Unusable(reason),
         }
     }
+
+    /// What is in memory, if it can be served as it is. An inner layer of the engine goes by what the outer one has found.
+    async fn recall(
+        &self,
+        read: &Read,
+        headers: &HeaderMap,
+        asks: &RequestDirectives,
+        is_inner: bool,
+    ) -> Recalled {
+        if is_inner {
+            return Recalled::Nothing;
+        }
+        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+        let is_of_use = |entry: &Entry| {
+            let selects =
+                entry.key == read.key || entry.key == selected(read.key, &entry.headers, headers);
+            selects && self.reuse(entry, read, asks) == Reuse::Serve
+        };
+        let engine = &self.cache.engine;
+        let staleness = read.policy.staleness_limit();
+        engine
+            .recall(read.key, &variant, staleness, is_of_use)
+            .await
+    }
+
+    fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
+        let says = directives(&entry.headers, read.policy.targets());
+        let decided = |condition| decide(condition, &says, asks, read.policy.stale);
+        let if_valid = Condition {
+            valid: true,
+            ..entry.condition
+        };
+        match read.policy.serve_invalidated {
+            // on this route's own responsibility
+            Some(window) if !entry.condition.valid && decided(if_valid) != Reuse::Revalidate => {
+                let known = self.cache.engine.known_invalid_for(entry);
+                if known.is_some_and(|known| known < window) {
+                    Reuse::ServeAndRefresh
+                } else {
+                    Reuse::Revalidate
+                }
+            }
+            _ => decided(entry.condition),
+        }
+    }
 }
 
 impl<S> Call<S> {
@@ -87,7 +132,24 @@ impl<S> Call<S> {
             Some(true) => RequestDirectives::of(request.headers()),
             _ => RequestDirectives::default(),
         };
-        let fill = match self.cache.look_up(&read, request.headers(), outer).await {
+        let learned = match self
+            .cache
+            .recall(&read, request.headers(), &asks, outer.is_some())
+            .await
+        {
+            Recalled::Entry(entry) => {
+                let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
+                return Ok(self.hit(
+                    (&entry).into(),
+                    entry.condition,
+                    &read,
+                    conditionals.as_ref(),
+                ));
+            }
+            Recalled::Nothing => self.cache.look_up(&read, request.headers(), outer).await,
+            Recalled::Unusable(reason) => Learned::Unusable(reason),
+        };
+        let fill = match learned {
             Learned::Known(fill) => fill,
             Learned::Unusable(_) if asks.only_if_cached => return Ok(self.not_cached()),
             Learned::Unusable(reason) => {
@@ -97,9 +159,9 @@ impl<S> Call<S> {
             }
         };
         let stored = fill.stored();
-        let part = stored
-            .clone()
-            .filter(|entry| entry.is_part() && self.reuse(entry, &read, &asks) == Reuse::Serve);
+        let part = stored.clone().filter(|entry| {
+            entry.is_part() && self.cache.reuse(entry, &read, &asks) == Reuse::Serve
+        });
         let stored = stored.filter(|entry| !entry.is_part());
         if let Some(answer) = part
             .as_ref()
@@ -109,7 +171,7 @@ impl<S> Call<S> {
         }
         let reuse = stored
             .as_deref()
-            .map(|entry| self.reuse(entry, &read, &asks));
+            .map(|entry| self.cache.reuse(entry, &read, &asks));
         if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
             (&stored, reuse)
         {
@@ -162,27 +224,6 @@ impl<S> Call<S> {
             age: Some(part.condition.age),
         };
         Some(self.hit(outcome, part.condition, read, None))
-    }
-
-    fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
-        let says = directives(&entry.headers, read.policy.targets());
-        let decided = |condition| decide(condition, &says, asks, read.policy.stale);
-        let if_valid = Condition {
-            valid: true,
-            ..entry.condition
-        };
-        match read.policy.serve_invalidated {
-            // on this route's own responsibility
-            Some(window) if !entry.condition.valid && decided(if_valid) != Reuse::Revalidate => {
-                let known = self.cache.cache.engine.known_invalid_for(entry);
-                if known.is_some_and(|known| known < window) {
-                    Reuse::ServeAndRefresh
-                } else {
-                    Reuse::Revalidate
-                }
-            }
-            _ => decided(entry.condition),
-        }
     }
 
     fn hit<B>(

@@ -470,7 +470,7 @@ async fn a_full_queue_drops_and_goes_on() {
 #[tokio::test]
 async fn a_damaged_entry_is_not_served_and_is_replaced() {
     let database = test_support::database().await;
-    let cache = patient(database.pool(4)).build().unwrap();
+    let cache = patient(database.pool(4)).memory(0).build().unwrap();
     cache.ready().await.unwrap();
     let calls = Arc::new(AtomicU64::new(0));
     let counted = calls.clone();
@@ -665,8 +665,10 @@ async fn rights_that_are_taken_away_are_missed_once() {
     let role = format!("{}_role", database.name());
     PgCache::new(database.pool(1)).migrate().await.unwrap();
     let grant = format!("GRANT USAGE ON SCHEMA pgcache TO {role}");
-    let setup =
-        format!("CREATE ROLE {role}; {grant}; GRANT ALL ON ALL TABLES IN SCHEMA pgcache TO {role}");
+    let setup = format!(
+        "CREATE ROLE {role}; {grant}; GRANT ALL ON ALL TABLES IN SCHEMA pgcache TO {role}; \
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgcache TO {role}"
+    );
     admin.batch_execute(&setup).await.unwrap();
     let mut config = database.config();
     config.options(format!("-c role={role}"));

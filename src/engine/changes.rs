@@ -81,6 +81,9 @@ impl Changes {
 
     /// Starts the task unless it runs. Outside a runtime there can be none: a later request starts it.
     pub(crate) fn keep_trying(&self, engine: &Arc<Engine>) {
+        if !self.any_overdue.load(Ordering::Acquire) {
+            return;
+        }
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
@@ -152,7 +155,12 @@ async fn write_overdue(engine: &Arc<Engine>) -> Result<bool, Error> {
     if everything {
         engine.store.clear(within).await?;
     }
+    let keys: Vec<i64> = scopes.iter().flat_map(Scope::invalidation_keys).collect();
     engine.store.invalidate(scopes, within).await?;
+    if everything {
+        engine.feed.give_up();
+    }
+    engine.feed.note(keys);
     engine.changes.out_of_reach.store(false, Ordering::Release);
     engine.writes.is_well();
     engine.stats.count(|s| &s.invalidations);
@@ -293,6 +301,9 @@ async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Re
     let xid = written
         .await
         .inspect_err(|error| engine.readiness.doubt(error))?;
+    engine
+        .feed
+        .note(scopes.iter().flat_map(Scope::invalidation_keys));
     engine.writes.is_well();
     engine.stats.count(|s| &s.invalidations);
     Ok(xid)

@@ -12,11 +12,14 @@ use bytes::Bytes;
 use http::header::ETAG;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::Engine;
+use super::entry::{Answer, Entry};
 use super::gauge::Token;
-use super::{Engine, Entry};
+use super::memory::Standing;
 use crate::domain::Scope;
 use crate::http::conditional;
 use crate::http::fields::encode_head;
+use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
@@ -27,6 +30,7 @@ pub(crate) struct Fill {
     engine: Arc<Engine>,
     /// Of the URI; an answer that varies is stored under another one.
     key: Key,
+    standing: Standing,
     origin: Origin,
     stored: Option<Arc<Entry>>,
 }
@@ -61,6 +65,7 @@ impl Fill {
     pub(super) fn new(
         engine: Arc<Engine>,
         key: Key,
+        standing: Standing,
         origin: Origin,
         stored: Option<Entry>,
     ) -> Self {
@@ -68,6 +73,7 @@ impl Fill {
         Self {
             engine,
             key,
+            standing,
             origin,
             stored,
         }
@@ -151,7 +157,7 @@ impl Fill {
     ) -> Record {
         let Label {
             scopes,
-            probes,
+            mut probes,
             authority,
             path,
             route,
@@ -166,6 +172,9 @@ impl Fill {
             keep,
             revalidatable,
         } = freshness;
+        probes.extend(scopes.iter().flat_map(Scope::probes));
+        probes.sort_unstable();
+        probes.dedup();
         Record {
             key,
             origin: self.origin,
@@ -184,6 +193,18 @@ impl Fill {
             body,
             freshens,
             marker,
+        }
+    }
+}
+
+impl Freshness {
+    /// Of an answer that has just been made.
+    fn condition(&self) -> Condition {
+        Condition {
+            age: self.age,
+            fresh_for: self.remaining,
+            stale_for: self.overdue,
+            valid: true,
         }
     }
 }
@@ -223,8 +244,22 @@ impl Storing {
         }
         let encoded = encode_head(head.status, &head.headers, etag.is_some());
         let (key, marker) = fill.place(&mut label);
-        let engine = fill.engine.clone();
-        engine.push(fill.record(label, freshness, key, marker, encoded, body, None));
+        let is_part = label.part.is_some();
+        let (engine, standing) = (fill.engine.clone(), fill.standing);
+        let condition = freshness.condition();
+        let record = fill.record(label, freshness, key, marker, encoded, body, None);
+        if !is_part {
+            let answer = Answer {
+                key,
+                status: head.status,
+                headers: head.headers,
+                etag_is_ours: etag.is_some(),
+                body: record.body.clone(),
+                probes: record.probes.clone(),
+            };
+            engine.remember(answer, record.marker.as_ref(), condition, standing);
+        }
+        engine.push(record);
         etag
     }
 

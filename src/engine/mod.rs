@@ -7,12 +7,18 @@
 //! 3. What a commit invalidated is decided in the store. What this instance failed to write down so far
 //!    ([`changes`]) is decided here.
 
+mod asking;
 mod breaker;
+mod capabilities;
 mod changes;
+mod clock;
+mod entry;
+mod feed;
 mod fill;
 mod gauge;
 mod health;
 mod housekeeping;
+mod memory;
 mod readiness;
 mod refresh;
 mod stats;
@@ -23,11 +29,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode};
-use tokio::runtime::Handle;
+use http::HeaderName;
 use tokio::time::timeout;
 
+pub(crate) use asking::{Asked, Question, Recalled};
+pub use capabilities::Capabilities;
 pub(crate) use changes::ChangeGuard;
+pub(crate) use entry::{Answer, Entry};
 pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;
 pub(crate) use refresh::Refreshing;
@@ -35,17 +43,15 @@ pub use stats::Stats;
 
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
-use crate::http::cache_status::Bypass;
-use crate::http::fields::decode_head;
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{
-    Creation, Found, Lookup, Origin, Parameters, Record, Store, Stored, WatchedTable,
-};
+use crate::store::{Creation, Marker, Parameters, Record, Store};
 use breaker::Breaker;
 use changes::Changes;
+use feed::Feed;
 use gauge::{Gauge, Token};
 use health::Health;
+use memory::{Memory, Standing};
 use readiness::Readiness;
 use refresh::Refreshes;
 use stats::Counters;
@@ -74,6 +80,8 @@ pub(crate) struct Settings {
     pub(crate) queue_entries: usize,
     pub(crate) queue_bytes: usize,
     pub(crate) fill_bytes: usize,
+    /// Zero: nothing is kept in memory.
+    pub(crate) memory_bytes: usize,
 }
 
 pub(crate) struct Engine {
@@ -92,107 +100,15 @@ pub(crate) struct Engine {
     /// The fields that the answers for a URI vary with, as far as this instance has met them.
     varying: quick_cache::sync::Cache<Key, Arc<[HeaderName]>>,
     refreshes: Refreshes,
+    feed: Feed,
+    memory: Memory,
     closed: AtomicBool,
     enabled: AtomicBool,
 }
 
-/// What is active, as [`PgCache::capabilities`](crate::PgCache::capabilities) found it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    /// Whether there is a database at all; not for [`PgCache::disabled`](crate::PgCache::disabled).
-    pub database: bool,
-    /// Whether the tables survive a crash of the server.
-    pub durable: bool,
-    /// How many tables are watched ([`PgCache::watch`](crate::PgCache::watch)).
-    pub watched_tables: usize,
-    /// Whether the extension `pg_fraiseql_cache` is followed
-    /// ([`PgCache::adopt_fraiseql`](crate::PgCache::adopt_fraiseql)).
-    pub adopted_fraiseql: bool,
-    /// What is set up and does not work as it should, each with its mend.
-    pub warnings: Vec<String>,
-}
-
-/// What is amiss with a watched table.
-fn complaints(watched: &WatchedTable, has_tenants: bool) -> Vec<String> {
-    let WatchedTable {
-        table,
-        has_tenant,
-        triggers,
-        unwatched,
-        broken,
-    } = watched;
-    let mut complaints = Vec::new();
-    if triggers != "enabled" {
-        complaints.push(format!(
-            "the triggers of the watched table {table} are not as they should be ({triggers}): watch it again"
-        ));
-    }
-    if !unwatched.is_empty() {
-        complaints.push(format!(
-            "partitions or children of the watched table {table} are not watched ({}): watch {table} again",
-            unwatched.join(", ")
-        ));
-    }
-    if !broken.is_empty() {
-        complaints.push(format!(
-            "columns of the watched table {table} are gone or of another type ({}), so every change invalidates its \
-             whole domain: watch it again, with the columns that it has",
-            broken.join(", ")
-        ));
-    }
-    if *has_tenant && !has_tenants {
-        complaints.push(format!(
-            "the watched table {table} has a tenant column, and no tenant is configured: if its rows belong to \
-             tenants, so do the answers made from them; see PgCacheBuilder::tenant"
-        ));
-    }
-    complaints
-}
-
-/// A stored answer.
-#[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    pub(crate) key: Key,
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    /// Whether the cache made the `ETag`, so that the handler does not know it.
-    pub(crate) etag_is_ours: bool,
-    pub(crate) body: bytes::Bytes,
-    pub(crate) condition: Condition,
-    checksum: Vec<u8>,
-    /// What its validity is judged by.
-    pub(crate) probes: Vec<i64>,
-}
-
-impl Entry {
-    /// A part of an answer (206), which is not one by itself.
-    pub(crate) fn is_part(&self) -> bool {
-        self.status == StatusCode::PARTIAL_CONTENT
-    }
-}
-
-/// What to ask for: the key of a URI, and how the key of a variant comes about.
-pub(crate) struct Question<'a> {
-    pub(crate) key: Key,
-    pub(crate) variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
-    /// Under which key a part of the answer would stand, if parts are stored.
-    pub(crate) part: Option<Key>,
-    /// Also answers that are invalid and cannot be revalidated.
-    pub(crate) invalid_too: bool,
-}
-
-/// The outcome of asking for an entry.
-#[derive(Debug)]
-pub(crate) enum Asked {
-    /// What there is, perhaps nothing; if the inner service is asked, its answer may be stored.
-    Known(Fill),
-    /// The inner service is to be asked.
-    Unusable(Bypass),
-}
-
 impl Engine {
     pub(crate) fn new(store: Arc<Store>, settings: Settings) -> Arc<Self> {
+        let memory = Memory::new(settings.memory_bytes);
         Arc::new(Self {
             budget: Arc::new(Budget::new(settings.fill_bytes)),
             store,
@@ -207,151 +123,30 @@ impl Engine {
             stats: Counters::default(),
             varying: quick_cache::sync::Cache::new(VARYING_URIS),
             refreshes: Refreshes::default(),
+            feed: Feed::default(),
+            memory,
             closed: AtomicBool::new(false),
             enabled: AtomicBool::new(true),
         })
     }
 
-    /// Looks for an entry. Takes at most the lookup deadline.
-    pub(crate) async fn ask(self: &Arc<Self>, question: Question<'_>) -> Asked {
-        if !self.settings.has_database || !self.enabled.load(Ordering::Relaxed) {
-            return Asked::Unusable(Bypass::Disabled);
+    /// Keeps an answer in memory that is also on its way into the store.
+    fn remember(
+        &self,
+        answer: Answer,
+        marker: Option<&Marker>,
+        condition: Condition,
+        standing: Standing,
+    ) {
+        if !self.memory.is_on() || self.is_closed() || condition.fresh_for.is_zero() {
+            return;
         }
-        if self.is_closed() || Handle::try_current().is_err() {
-            return Asked::Unusable(Bypass::Closed);
+        if let Some(Marker { key, fields }) = marker {
+            // what stands there from before did not vary
+            self.memory.remove(*key);
+            self.varying.insert(*key, fields.as_slice().into());
         }
-        self.housekeeper.start(self);
-        self.housekeeper.note_traffic();
-        let Some(attempt) = self.reads.admit() else {
-            return Asked::Unusable(Bypass::Store);
-        };
-        let looked_up = in_time(self.settings.lookup_deadline, async {
-            match self.readiness.ensure(self).await {
-                Ok(()) => self.look_up(&question).await.map(Ok),
-                Err(unprepared) => Ok(Err(unprepared)),
-            }
-        });
-        match looked_up.await {
-            Ok(Ok(Some((origin, found)))) => {
-                attempt.succeeded();
-                self.changes.keep_trying(self);
-                return self.judge(question.key, origin, found);
-            }
-            Ok(Ok(None)) => self.readiness.forget(),
-            // it is tried again in its own time, and costs nothing until then
-            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
-            Err(error) => {
-                self.note_read_failure(&error);
-                self.readiness.doubt(&error);
-                attempt.failed(&error);
-            }
-        }
-        Asked::Unusable(Bypass::Store)
-    }
-
-    fn note_read_failure(&self, error: &Error) {
-        self.stats.count(|s| &s.errors);
-        self.reads.is_ill(error);
-    }
-
-    /// One statement where the fields that a URI's answers vary with are known or there are none; else two.
-    async fn look_up(
-        self: &Arc<Self>,
-        question: &Question<'_>,
-    ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
-        let known = self.varying.get(&question.key);
-        let mut keys = vec![question.key];
-        keys.extend(known.as_deref().map(question.variant));
-        keys.extend(question.part);
-        let Some((origin, mut stored)) = self.rows(keys.clone(), question.invalid_too).await?
-        else {
-            return Ok(None);
-        };
-        // only where there is nothing more
-        let part = question
-            .part
-            .and_then(|part| match take(&mut stored, part) {
-                Some(Stored::Answer(found)) => Some((part, found)),
-                _ => None,
-            });
-        let fields = match take(&mut stored, question.key) {
-            Some(Stored::Answer(found)) => return Ok(Some((origin, Some((question.key, found))))),
-            Some(Stored::Varies(fields)) => fields,
-            None => return Ok(Some((origin, part))),
-        };
-        let variant = (question.variant)(&fields);
-        let (origin, mut stored) = if keys.contains(&variant) {
-            (origin, stored)
-        } else {
-            self.varying.insert(question.key, fields.into());
-            match self.rows(vec![variant], question.invalid_too).await? {
-                Some(rows) => rows,
-                None => return Ok(None),
-            }
-        };
-        let found = match take(&mut stored, variant) {
-            Some(Stored::Answer(found)) => Some((variant, found)),
-            _ => part,
-        };
-        Ok(Some((origin, found)))
-    }
-
-    async fn rows(
-        self: &Arc<Self>,
-        keys: Vec<Key>,
-        invalid_too: bool,
-    ) -> Result<Option<(Origin, Vec<(Key, Stored)>)>, Error> {
-        Ok(
-            match self
-                .store
-                .lookup(keys, invalid_too, self.settings.lookup_deadline)
-                .await?
-            {
-                Lookup::Rows { origin, stored } => Some((origin, stored)),
-                Lookup::NoEpoch => None,
-            },
-        )
-    }
-
-    fn judge(self: &Arc<Self>, key: Key, origin: Origin, found: Option<(Key, Found)>) -> Asked {
-        if found
-            .as_ref()
-            .is_some_and(|(_, found)| self.changes.concern(&found.probes))
-        {
-            // a change that we know of and could not write down yet
-            return Asked::Unusable(Bypass::Store);
-        }
-        let entry = found.and_then(|(key, found)| {
-            let Found {
-                head,
-                body,
-                valid,
-                age,
-                fresh_for,
-                stale_for,
-                checksum,
-                probes,
-            } = found;
-            // a head that does not decode was stored by a program that wrote it in another way
-            let (status, headers, etag_is_ours) = decode_head(&head)?;
-            let condition = Condition {
-                age,
-                fresh_for,
-                stale_for,
-                valid,
-            };
-            Some(Entry {
-                key,
-                status,
-                headers,
-                etag_is_ours,
-                body,
-                condition,
-                checksum,
-                probes,
-            })
-        });
-        Asked::Known(Fill::new(self.clone(), key, origin, entry))
+        self.memory.insert(Arc::new(answer), condition, standing);
     }
 
     fn push(self: &Arc<Self>, record: Record) {
@@ -409,9 +204,11 @@ impl Engine {
         if !self.usable().await? {
             return Ok(());
         }
+        let keys: Vec<i64> = scopes.iter().flat_map(Scope::invalidation_keys).collect();
         self.store
             .invalidate(scopes, self.settings.store_deadline)
             .await?;
+        self.feed.note(keys);
         self.stats.count(|s| &s.invalidations);
         Ok(())
     }
@@ -420,7 +217,9 @@ impl Engine {
         if !self.usable().await? {
             return Ok(());
         }
-        self.store.clear(self.settings.store_deadline).await
+        self.store.clear(self.settings.store_deadline).await?;
+        self.feed.give_up();
+        Ok(())
     }
 
     pub(crate) async fn cleanup(self: &Arc<Self>) -> Result<Cleaned, Error> {
@@ -431,27 +230,6 @@ impl Engine {
             });
         }
         housekeeping::sweep(self).await
-    }
-
-    pub(crate) async fn capabilities(
-        self: &Arc<Self>,
-        has_tenants: bool,
-    ) -> Result<Capabilities, Error> {
-        if !self.usable().await? {
-            return Ok(Capabilities::default());
-        }
-        let installed = self.store.installed(self.settings.store_deadline).await?;
-        Ok(Capabilities {
-            database: true,
-            durable: installed.durable,
-            watched_tables: installed.watched.len(),
-            adopted_fraiseql: installed.adopted,
-            warnings: installed
-                .watched
-                .iter()
-                .flat_map(|watched| complaints(watched, has_tenants))
-                .collect(),
-        })
     }
 
     pub(crate) fn set_enabled(&self, on: bool) {
@@ -545,12 +323,6 @@ impl Engine {
             Ok(())
         }
     }
-}
-
-/// What stands under a key.
-fn take(stored: &mut Vec<(Key, Stored)>, key: Key) -> Option<Stored> {
-    let at = stored.iter().position(|(k, _)| *k == key)?;
-    Some(stored.swap_remove(at).1)
 }
 
 /// Being late is an error like any other.

@@ -67,6 +67,7 @@ pub struct Policy {
     pub(crate) key_parts: Vec<KeyPart>,
     pub(crate) query: Option<QueryRule>,
     pub(crate) max_body: Option<usize>,
+    pub(crate) max_staleness: Option<Duration>,
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
     pub(crate) client_cache: Option<ClientCache>,
@@ -265,6 +266,7 @@ impl Policy {
             key_parts,
             query,
             max_body,
+            max_staleness,
             namespace,
             generation,
             client_cache,
@@ -311,6 +313,7 @@ impl Policy {
             key_parts: base.key_parts.iter().cloned().chain(key_parts).collect(),
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
+            max_staleness: max_staleness.or(base.max_staleness),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),
             client_cache: client_cache.or_else(|| base.client_cache.clone()),
@@ -362,6 +365,10 @@ impl Policy {
             )
         );
         self
+    }
+
+    pub(crate) fn staleness_limit(&self) -> Duration {
+        self.max_staleness.unwrap_or_default()
     }
 
     pub(crate) fn body_limit(&self) -> usize {

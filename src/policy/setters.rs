@@ -280,6 +280,17 @@ macro_rules! policy_setters {
             self
         }
 
+        /// How old the news from the database may be by which an answer in memory is judged. A request that arrives
+        /// later than this after a commit never gets an answer from before it; one that arrives sooner may. Spares
+        /// such requests the question to the database.
+        ///
+        /// Defaults to zero (*strict*): no request gets an answer from before a commit that it arrived after.
+        #[must_use]
+        pub fn max_staleness(mut self, at_most: std::time::Duration) -> Self {
+            self.policy_mut().max_staleness = Some(at_most);
+            self
+        }
+
         /// Keeps the entries of applications, or of parts of one, apart that share a schema.
         ///
         /// Defaults to the empty one.

@@ -247,7 +247,7 @@ impl<S> Call<S> {
             }
         };
         if let Some(entry) = errand.stored.take_if(is_confirmed) {
-            return Ok(self.not_modified(errand, entry, fill, &head, remarks));
+            return Ok(self.not_modified(errand, &entry, fill, &head, remarks));
         }
         match errand.stand_in().filter(|_| is_error(head.status)) {
             Some(entry) => Ok(self.stale(entry, &errand, Some(head.status))),
@@ -260,28 +260,28 @@ impl<S> Call<S> {
     fn not_modified<B>(
         &self,
         mut errand: Errand,
-        entry: Arc<Entry>,
+        entry: &Entry,
         fill: Fill,
         head: &response::Parts,
         remarks: Remarks,
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
-        if !is_about_entry(head, &entry) {
-            return self.stale(&entry, &errand, Some(head.status));
+        if !is_about_entry(head, entry) {
+            return self.stale(entry, &errand, Some(head.status));
         }
-        let mut entry = Arc::unwrap_or_clone(entry);
-        freshen(&mut entry.headers, &head.headers);
+        let mut headers = entry.headers.clone();
+        freshen(&mut headers, &head.headers);
         let mut judged = response::Response::new(()).into_parts().0;
         judged.status = entry.status;
-        judged.headers = entry.headers.clone();
+        judged.headers = headers;
         judged
             .headers
             .extend(head.headers.get(AGE).map(|age| (AGE, age.clone())));
         if !head.headers.contains_key(DATE) {
             judged.headers.remove(DATE);
         }
-        let verdict = self.storable(&mut errand, &judged, remarks, received, Some(&entry));
-        entry.headers = stored_fields(&judged.headers, received);
+        let verdict = self.storable(&mut errand, &judged, remarks, received, Some(entry));
+        let entry = entry.with_headers(stored_fields(&judged.headers, received));
         let response = self
             .whole(&errand.read, (&entry).into())
             .fresh()

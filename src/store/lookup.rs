@@ -104,7 +104,7 @@ impl Store {
         outcome
     }
 
-    fn note_isolation(&self, row: &Row) -> Result<(), Error> {
+    pub(super) fn note_isolation(&self, row: &Row) -> Result<(), Error> {
         let read_committed = row.try_get("read_committed")?;
         self.read_committed.store(read_committed, Ordering::Relaxed);
         Ok(())

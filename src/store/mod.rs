@@ -8,6 +8,7 @@
 
 mod administer;
 mod connection;
+mod feed;
 mod housekeeping;
 mod lanes;
 mod lookup;
@@ -20,11 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
+pub(crate) use feed::{FeedRead, Position};
 pub(crate) use lookup::{Found, Lookup, Stored};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
@@ -50,6 +53,7 @@ pub(crate) struct Store {
     source: Box<dyn Source>,
     sql: Sql,
     lanes: Lanes,
+    feed_permit: Arc<Semaphore>,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -65,6 +69,7 @@ impl Store {
         Arc::new(Self {
             source,
             lanes: Lanes::new(lookup_connections),
+            feed_permit: Arc::new(Semaphore::new(1)),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
         })

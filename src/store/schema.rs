@@ -64,6 +64,7 @@ pub(crate) fn check_name(name: &str) -> Result<SchemaName, String> {
 pub(super) struct Sql {
     pub(super) schema: String,
     pub(super) lookup: String,
+    pub(super) feed: String,
     pub(super) store: String,
     pub(super) store_marker: String,
     pub(super) freshen: String,
@@ -89,6 +90,7 @@ impl Sql {
         Self {
             schema: schema.clone(),
             lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
+            feed: sql("SELECT * FROM pgcache.feed($1, $2)"),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),

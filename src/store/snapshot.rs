@@ -37,6 +37,10 @@ impl Snapshot {
         self.capped()
     }
 
+    pub(crate) const fn xmax(&self) -> u64 {
+        self.xmax
+    }
+
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
     #[cfg(test)]
     fn sees(&self, xid: u64) -> bool {

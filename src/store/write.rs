@@ -24,7 +24,7 @@ pub(crate) struct Record {
     pub(crate) key: Key,
     pub(crate) origin: Origin,
     pub(crate) scopes: Vec<Scope>,
-    /// Besides those of the scopes.
+    /// What its validity is judged by: ascending.
     pub(crate) probes: Vec<i64>,
     /// How old the answer was when the fill began, how long it may be served from then on, and how long it is of
     /// any use: the handler's time counts as age (RFC 9111 §4.2.3).
@@ -151,7 +151,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         key,
         origin,
         scopes,
-        probes: more_probes,
+        probes,
         age,
         ttl,
         overdue,
@@ -166,13 +166,9 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         freshens,
         marker: _,
     } = record;
-    let mut probes: Vec<i64> = scopes.iter().flat_map(Scope::probes).collect();
-    probes.extend(more_probes);
-    probes.sort_unstable();
-    probes.dedup();
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let snapshot = origin.snapshot.to_string();
-    let checksum = checksum(*key, &snapshot, &probes, head, body);
+    let checksum = checksum(*key, &snapshot, probes, head, body);
     let (age, ttl, keep) = (
         seconds(*age),
         seconds(*ttl) - seconds(*overdue),
@@ -188,7 +184,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         (&origin.epoch, Type::TEXT),
         (&origin.incarnation, Type::TEXT),
         (&snapshot, Type::TEXT),
-        (&probes, Type::INT8_ARRAY),
+        (probes, Type::INT8_ARRAY),
         (&origin.at, Type::FLOAT8),
         (&age, Type::FLOAT8),
         (&ttl, Type::FLOAT8),

@@ -169,6 +169,46 @@ BEGIN
 END
 $$;
 
+-- The change feed: the keys of what was committed since `position`, a snapshot of an earlier read; null where that
+-- cannot be said: without a position, if rows of the log that it does not see may be gone, if a clear() came
+-- between, or if there are more than `max_rows`. Since two snapshots A and B tell exactly what was committed between
+-- them, nobody has to remember more than A. No row without a good epoch. Index: invalidation_xid.
+CREATE FUNCTION pgcache.feed("position" text, max_rows integer)
+RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, changes bigint[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    past pg_snapshot := "position"::pg_snapshot;
+BEGIN
+    RETURN QUERY
+    SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
+           extract(epoch FROM clock_timestamp())::float8,
+           current_setting('default_transaction_isolation') = 'read committed',
+           CASE WHEN pg_snapshot_xmax(past) >= pg_snapshot_xmax(c.horizon)
+                     AND pg_snapshot_xmax(past) >= pg_snapshot_xmax(c.log_floor)
+                     AND NOT EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
+                                      WHERE pg_visible_in_snapshot(x.xid, c.horizon)
+                                         OR pg_visible_in_snapshot(x.xid, c.log_floor))
+                     AND r.number <= max_rows
+                THEN r.keys END
+      FROM pgcache.current c
+     CROSS JOIN LATERAL (
+            SELECT coalesce(array_agg(k.key), '{}') AS keys, count(DISTINCT n.row) AS number
+              FROM (SELECT row_number() OVER () AS row, i.keys
+                      FROM (SELECT i.keys FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
+                             UNION ALL
+                            SELECT i.keys FROM pgcache.invalidation i
+                             WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))) i
+                     LIMIT max_rows + 1) n
+             CROSS JOIN unnest(n.keys) AS k (key)) r;
+END
+$$;
+
 -- 64 bits of a hash of a text. sha256, because md5() raises an error on servers in FIPS mode.
 -- (Standard SQL bodies: names are resolved now, under the fixed search_path that migrations run with.)
 CREATE FUNCTION pgcache.hash64(value text) RETURNS bigint

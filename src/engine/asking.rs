@@ -1,0 +1,306 @@
+//! Asking for an entry: in memory, and in the store.
+//!
+//! What is in memory is served only after a read of the [feed](super::feed) that is young enough for the request. If that
+//! cannot be had, the store cannot either, and the inner service is asked.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::HeaderName;
+use tokio::runtime::Handle;
+
+use super::entry::{Answer, Entry};
+use super::memory::{Remembered, Standing};
+use super::{Engine, Fill, in_time};
+use crate::error::Error;
+use crate::http::cache_status::Bypass;
+use crate::http::fields::decode_head;
+use crate::http::reuse::Condition;
+use crate::key::Key;
+use crate::store::{Found, Lookup, Origin, Stored};
+
+/// What to ask for: the key of a URI, and how the key of a variant comes about.
+pub(crate) struct Question<'a> {
+    pub(crate) key: Key,
+    pub(crate) variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
+    /// Under which key a part of the answer would stand, if parts are stored.
+    pub(crate) part: Option<Key>,
+    /// Also answers that are invalid and cannot be revalidated.
+    pub(crate) invalid_too: bool,
+}
+
+/// The outcome of looking in memory.
+#[derive(Debug)]
+pub(crate) enum Recalled {
+    Entry(Entry),
+    /// The store has to be asked.
+    Nothing,
+    /// The inner service is to be asked.
+    Unusable(Bypass),
+}
+
+/// The outcome of asking for an entry.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// What there is, perhaps nothing; if the inner service is asked, its answer may be stored.
+    Known(Fill),
+    /// The inner service is to be asked.
+    Unusable(Bypass),
+}
+
+impl Engine {
+    /// Looks for an entry in memory that `is_of_use`, and that holds as of the request's arrival, or of `max_staleness`
+    /// before. Takes at most the lookup deadline.
+    pub(crate) async fn recall(
+        self: &Arc<Self>,
+        key: Key,
+        variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
+        max_staleness: Duration,
+        is_of_use: impl Fn(&Entry) -> bool,
+    ) -> Recalled {
+        if !self.memory.is_on() || self.refusal().is_some() {
+            return Recalled::Nothing;
+        }
+        let Some(remembered) = self.remembered(key, variant) else {
+            return Recalled::Nothing;
+        };
+        let entry = remembered.entry();
+        if !is_of_use(&entry) {
+            return Recalled::Nothing;
+        }
+        self.housekeeper.note_traffic();
+        let is_young = self.feed.age().is_some_and(|age| age < max_staleness);
+        if is_young {
+            self.read_ahead(max_staleness);
+        } else if !self.catch_up().await {
+            return Recalled::Unusable(Bypass::Store);
+        }
+        self.changes.keep_trying(self);
+        if self.changes.concern(&entry.probes) {
+            return Recalled::Unusable(Bypass::Store);
+        }
+        if remembered.holds(&self.feed) {
+            Recalled::Entry(entry)
+        } else {
+            self.memory.forget(&remembered);
+            Recalled::Nothing
+        }
+    }
+
+    fn remembered(
+        &self,
+        key: Key,
+        variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
+    ) -> Option<Arc<Remembered>> {
+        self.memory.get(key).or_else(|| {
+            let fields = self.varying.get(&key)?;
+            self.memory.get(variant(&fields))
+        })
+    }
+
+    /// Waits for a read of the feed that begins now, or later.
+    async fn catch_up(self: &Arc<Self>) -> bool {
+        let Some(attempt) = self.reads.admit() else {
+            return false;
+        };
+        let caught_up = in_time(self.settings.lookup_deadline, async {
+            match self.readiness.ensure(self).await {
+                Ok(()) => self.barrier().await.map(Ok),
+                Err(unprepared) => Ok(Err(unprepared)),
+            }
+        });
+        match caught_up.await {
+            Ok(Ok(true)) => {
+                attempt.succeeded();
+                return true;
+            }
+            Ok(Ok(false)) => self.readiness.forget(),
+            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
+            Err(error) => {
+                self.note_read_failure(&error);
+                self.readiness.doubt(&error);
+                attempt.failed(&error);
+            }
+        }
+        false
+    }
+
+    /// Begins the next read before the last one is too old.
+    fn read_ahead(self: &Arc<Self>, max_staleness: Duration) {
+        if self.feed.age().is_some_and(|age| age > max_staleness / 2) {
+            self.want_read_unless_reading();
+        }
+    }
+
+    /// Why there is nothing to ask, if so.
+    fn refusal(&self) -> Option<Bypass> {
+        if !self.settings.has_database || !self.enabled.load(Ordering::Relaxed) {
+            return Some(Bypass::Disabled);
+        }
+        (self.is_closed() || Handle::try_current().is_err()).then_some(Bypass::Closed)
+    }
+
+    /// Looks for an entry in the store. Takes at most the lookup deadline.
+    pub(crate) async fn ask(self: &Arc<Self>, question: Question<'_>) -> Asked {
+        if let Some(reason) = self.refusal() {
+            return Asked::Unusable(reason);
+        }
+        self.housekeeper.start(self);
+        self.housekeeper.note_traffic();
+        let Some(attempt) = self.reads.admit() else {
+            return Asked::Unusable(Bypass::Store);
+        };
+        let standing = Standing::now(&self.feed);
+        let looked_up = in_time(self.settings.lookup_deadline, async {
+            match self.readiness.ensure(self).await {
+                Ok(()) => self.look_up(&question).await.map(Ok),
+                Err(unprepared) => Ok(Err(unprepared)),
+            }
+        });
+        match looked_up.await {
+            Ok(Ok(Some((origin, found)))) => {
+                attempt.succeeded();
+                self.changes.keep_trying(self);
+                return self.judge(question.key, standing, origin, found);
+            }
+            Ok(Ok(None)) => self.readiness.forget(),
+            // it is tried again in its own time, and costs nothing until then
+            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
+            Err(error) => {
+                self.note_read_failure(&error);
+                self.readiness.doubt(&error);
+                attempt.failed(&error);
+            }
+        }
+        Asked::Unusable(Bypass::Store)
+    }
+
+    fn note_read_failure(&self, error: &Error) {
+        self.stats.count(|s| &s.errors);
+        self.reads.is_ill(error);
+    }
+
+    /// One statement where the fields that a URI's answers vary with are known or there are none; else two.
+    async fn look_up(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+    ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
+        let known = self.varying.get(&question.key);
+        let mut keys = vec![question.key];
+        keys.extend(known.as_deref().map(question.variant));
+        keys.extend(question.part);
+        let Some((origin, mut stored)) = self.rows(keys.clone(), question.invalid_too).await?
+        else {
+            return Ok(None);
+        };
+        // only where there is nothing more
+        let part = question
+            .part
+            .and_then(|part| match take(&mut stored, part) {
+                Some(Stored::Answer(found)) => Some((part, found)),
+                _ => None,
+            });
+        let fields = match take(&mut stored, question.key) {
+            Some(Stored::Answer(found)) => return Ok(Some((origin, Some((question.key, found))))),
+            Some(Stored::Varies(fields)) => fields,
+            None => return Ok(Some((origin, part))),
+        };
+        let variant = (question.variant)(&fields);
+        let (origin, mut stored) = if keys.contains(&variant) {
+            (origin, stored)
+        } else {
+            self.varying.insert(question.key, fields.into());
+            match self.rows(vec![variant], question.invalid_too).await? {
+                Some(rows) => rows,
+                None => return Ok(None),
+            }
+        };
+        let found = match take(&mut stored, variant) {
+            Some(Stored::Answer(found)) => Some((variant, found)),
+            _ => part,
+        };
+        Ok(Some((origin, found)))
+    }
+
+    async fn rows(
+        self: &Arc<Self>,
+        keys: Vec<Key>,
+        invalid_too: bool,
+    ) -> Result<Option<(Origin, Vec<(Key, Stored)>)>, Error> {
+        Ok(
+            match self
+                .store
+                .lookup(keys, invalid_too, self.settings.lookup_deadline)
+                .await?
+            {
+                Lookup::Rows { origin, stored } => Some((origin, stored)),
+                Lookup::NoEpoch => None,
+            },
+        )
+    }
+
+    fn judge(
+        self: &Arc<Self>,
+        key: Key,
+        mut standing: Standing,
+        origin: Origin,
+        found: Option<(Key, Found)>,
+    ) -> Asked {
+        if self.memory.is_on() {
+            let position = self.feed.meet(&origin, standing.asked_at);
+            standing.applied = position.unwrap_or(standing.applied);
+        }
+        if found
+            .as_ref()
+            .is_some_and(|(_, found)| self.changes.concern(&found.probes))
+        {
+            // a change that we know of and could not write down yet
+            return Asked::Unusable(Bypass::Store);
+        }
+        let entry = found.and_then(|(key, found)| {
+            let Found {
+                head,
+                body,
+                valid,
+                age,
+                fresh_for,
+                stale_for,
+                checksum,
+                probes,
+            } = found;
+            // a head that does not decode was stored by a program that wrote it in another way
+            let (status, headers, etag_is_ours) = decode_head(&head)?;
+            let condition = Condition {
+                age,
+                fresh_for,
+                stale_for,
+                valid,
+            };
+            let answer = Answer {
+                key,
+                status,
+                headers,
+                etag_is_ours,
+                body,
+                probes,
+            };
+            Some(Entry {
+                answer: Arc::new(answer),
+                condition,
+                checksum,
+            })
+        });
+        if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {
+            self.memory
+                .insert(entry.answer.clone(), entry.condition, standing);
+        }
+        Asked::Known(Fill::new(self.clone(), key, standing, origin, entry))
+    }
+}
+
+/// What stands under a key.
+fn take(stored: &mut Vec<(Key, Stored)>, key: Key) -> Option<Stored> {
+    let at = stored.iter().position(|(k, _)| *k == key)?;
+    Some(stored.swap_remove(at).1)
+}

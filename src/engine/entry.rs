@@ -1,0 +1,65 @@
+//! Stored answers, as the engine hands them out.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+
+use crate::http::reuse::Condition;
+use crate::key::Key;
+
+/// A stored answer: the part that is the same for everybody who gets it.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) key: Key,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// Whether the cache made the `ETag`, so that the handler does not know it.
+    pub(crate) etag_is_ours: bool,
+    pub(crate) body: Bytes,
+    /// What its validity is judged by.
+    pub(crate) probes: Vec<i64>,
+}
+
+/// A stored answer as a request met it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) answer: Arc<Answer>,
+    pub(crate) condition: Condition,
+    /// Tells it from one that replaces it in the store; empty of one that was not read from there.
+    pub(super) checksum: Vec<u8>,
+}
+
+impl Entry {
+    /// A part of an answer (206), which is not one by itself.
+    pub(crate) fn is_part(&self) -> bool {
+        self.status == StatusCode::PARTIAL_CONTENT
+    }
+
+    /// Whether it may be served as it is, for a while.
+    pub(super) fn is_worth_remembering(&self) -> bool {
+        self.condition.valid && !self.condition.fresh_for.is_zero() && !self.is_part()
+    }
+
+    /// The same with other fields.
+    pub(crate) fn with_headers(&self, headers: HeaderMap) -> Self {
+        let answer = Answer {
+            headers,
+            ..Answer::clone(&self.answer)
+        };
+        Self {
+            answer: Arc::new(answer),
+            condition: self.condition,
+            checksum: self.checksum.clone(),
+        }
+    }
+}
+
+impl Deref for Entry {
+    type Target = Answer;
+
+    fn deref(&self) -> &Answer {
+        &self.answer
+    }
+}

@@ -1,0 +1,338 @@
+//! What has changed in the database, as far as this instance has read: the feed, and the barrier in front of it.
+//!
+//! 1. The instance remembers one snapshot, its *position*. A read returns the changes that were committed
+//!    between the position and now, each once and none left out, and the new position. Nothing is lost by a broken
+//!    connection, and nothing is read while nobody asks.
+//! 2. Reads are numbered. Per key, the number of the last read that brought a change of it is remembered: not the
+//!    transaction's id, since commits do not come in the order of ids. An answer that was looked up when read *n* was
+//!    the last one holds as of read *m* iff none of its keys has changed in a read after *n* up to *m*.
+//! 3. The changes of a read are in the map before its number is published; whoever judges takes the number first and
+//!    looks at the map then.
+//! 4. The map is bounded, and a read has a limit. Beyond either, and where the epoch, the incarnation or the server's
+//!    history is another one, the *floor* rises: whatever is held from before counts as changed.
+//! 5. The barrier: a request is judged by a read that began after it arrived. One read at a time; those who arrive
+//!    while it is under way wait together for the next.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::Engine;
+use super::clock::Moment;
+use crate::error::{Error, ErrorKind};
+use crate::store::{FeedRead, Origin, Position};
+
+/// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
+const MAX_KEYS: usize = 200_000;
+
+#[derive(Debug)]
+pub(crate) struct Feed {
+    /// The number of the last read that is applied; zero before the first one.
+    applied: AtomicU64,
+    /// What is held from before this read counts as changed.
+    floor: AtomicU64,
+    changed: RwLock<HashMap<i64, u64>>,
+    /// When the last read began, in nanoseconds of [`Moment`]; zero: there was none.
+    begun_at: AtomicU64,
+    reading: Mutex<Reading>,
+    done: watch::Sender<Done>,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    position: Option<Position>,
+    /// How many barriers were begun, and the last one that somebody waits for.
+    begun: u64,
+    wanted: u64,
+    running: bool,
+}
+
+/// How the barriers have ended so far.
+#[derive(Debug, Clone)]
+struct Done {
+    /// The last one that ended.
+    ticket: u64,
+    /// Whether there was an epoch.
+    outcome: Result<bool, Error>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            applied: AtomicU64::new(0),
+            floor: AtomicU64::new(1),
+            changed: RwLock::default(),
+            begun_at: AtomicU64::new(0),
+            reading: Mutex::default(),
+            done: watch::Sender::new(Done {
+                ticket: 0,
+                outcome: Ok(true),
+            }),
+        }
+    }
+}
+
+impl Feed {
+    /// The number of the last read. To be taken before a lookup is sent, for what the lookup finds.
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Whether what held as of read `checked` still holds: returns the read that it holds as of now.
+    pub(crate) fn unchanged_since(&self, checked: u64, probes: &[i64]) -> Option<u64> {
+        let applied = self.applied();
+        if checked < self.floor.load(Ordering::Acquire) {
+            return None;
+        }
+        if checked >= applied {
+            return Some(checked);
+        }
+        let changed = self.changed.read().unwrap_or_else(PoisonError::into_inner);
+        let is_new = |probe| changed.get(probe).is_some_and(|&last| last > checked);
+        // the floor may have risen since, and the map lost what it is about
+        let holds = !probes.iter().any(is_new) && checked >= self.floor.load(Ordering::Acquire);
+        holds.then_some(applied)
+    }
+
+    /// Where there is no position yet, that of a lookup is one; where there is, the lookup may show that the
+    /// database has begun anew. If the lookup's snapshot is the position now, returns the number of that read.
+    pub(super) fn meet(&self, origin: &Origin, asked_at: Moment) -> Option<u64> {
+        let mut reading = self.lock();
+        let known = reading
+            .position
+            .as_ref()
+            .is_some_and(|position| position.is_of(origin));
+        if known {
+            return None;
+        }
+        reading.position = Some(Position::of(origin));
+        self.begin_anew();
+        self.begun_at.store(asked_at.as_nanos(), Ordering::Release);
+        Some(self.applied())
+    }
+
+    /// All that is held counts as changed.
+    pub(super) fn give_up(&self) {
+        let _reading = self.lock();
+        self.begin_anew();
+    }
+
+    /// Changes of this instance's own, which have just been committed.
+    pub(super) fn note(&self, keys: impl IntoIterator<Item = i64>) {
+        let _reading = self.lock();
+        self.publish(keys);
+    }
+
+    /// How long ago the last read began.
+    pub(super) fn age(&self) -> Option<Duration> {
+        let begun_at = self.begun_at.load(Ordering::Acquire);
+        (begun_at > 0).then(|| Moment::from_nanos(begun_at).elapsed())
+    }
+
+    /// Under the lock of `reading`.
+    fn begin_anew(&self) {
+        let next = self.applied() + 1;
+        self.floor.store(next, Ordering::Release);
+        self.changed
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.applied.store(next, Ordering::Release);
+    }
+
+    /// Under the lock of `reading`.
+    fn publish(&self, keys: impl IntoIterator<Item = i64>) {
+        let next = self.applied() + 1;
+        let mut changed = self.changed.write().unwrap_or_else(PoisonError::into_inner);
+        changed.extend(keys.into_iter().map(|key| (key, next)));
+        let too_many = changed.len() > MAX_KEYS;
+        drop(changed);
+        if too_many {
+            self.begin_anew();
+        } else {
+            self.applied.store(next, Ordering::Release);
+        }
+    }
+
+    /// Applies what a read brought that began at `begun_at` and went on from `past`.
+    fn apply(&self, past: Option<&Position>, read: FeedRead, begun_at: Moment) {
+        let mut reading = self.lock();
+        let FeedRead { position, changes } = read;
+        let goes_on =
+            past.is_some_and(|past| past.leads_to(&position)) && reading.position.as_ref() == past;
+        match changes {
+            Some(keys) if goes_on && keys.is_empty() => {}
+            Some(keys) if goes_on => self.publish(keys),
+            _ => self.begin_anew(),
+        }
+        reading.position = Some(position);
+        self.begun_at.store(begun_at.as_nanos(), Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch.
+    pub(super) async fn barrier(self: &Arc<Self>) -> Result<bool, Error> {
+        let mut done = self.feed.done.subscribe();
+        let ticket = self.want_read();
+        match done.wait_for(|done| done.ticket >= ticket).await {
+            Ok(done) => done.outcome.clone(),
+            Err(_) => Err(Error::new(ErrorKind::Closed, "the feed has ended")),
+        }
+    }
+
+    /// Begins a read, if none is under way.
+    pub(super) fn want_read_unless_reading(self: &Arc<Self>) {
+        let idle = !self.feed.lock().running;
+        if idle {
+            self.want_read();
+        }
+    }
+
+    /// Sees to it that a read begins after this call, and returns its ticket.
+    pub(super) fn want_read(self: &Arc<Self>) -> u64 {
+        let mut reading = self.feed.lock();
+        reading.wanted = reading.begun + 1;
+        let ticket = reading.wanted;
+        if !std::mem::replace(&mut reading.running, true) {
+            // a runtime that is shutting down drops the task here, and that takes the lock
+            drop(reading);
+            tokio::spawn(read_on(Reader(self.clone())));
+        }
+        ticket
+    }
+}
+
+/// Held by the task that reads. However it ends, those who wait get to know, and the next one starts another.
+struct Reader(Arc<Engine>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut reading = self.0.feed.lock();
+        if reading.running {
+            reading.running = false;
+            let ticket = reading.wanted;
+            reading.begun = ticket;
+            drop(reading);
+            let error = Error::new(ErrorKind::Closed, "the runtime is shutting down");
+            self.0.feed.done.send_replace(Done {
+                ticket,
+                outcome: Err(error),
+            });
+        }
+    }
+}
+
+impl Reader {
+    /// The ticket of the next barrier, and from where it reads; `None`: nobody waits, and the task ends.
+    fn next(&self) -> Option<(u64, Option<Position>)> {
+        let mut reading = self.0.feed.lock();
+        if reading.wanted <= reading.begun {
+            reading.running = false;
+            return None;
+        }
+        reading.begun += 1;
+        Some((reading.begun, reading.position.clone()))
+    }
+}
+
+async fn read_on(reader: Reader) {
+    let engine = &reader.0;
+    let mut connection = None;
+    while let Some((ticket, position)) = reader.next() {
+        let begun_at = Moment::now();
+        let within = engine.settings.lookup_deadline;
+        let read = engine
+            .store
+            .read_feed(&mut connection, position.as_ref(), within)
+            .await;
+        let outcome = read.map(|read| match read {
+            Some(read) => {
+                engine.feed.apply(position.as_ref(), read, begun_at);
+                true
+            }
+            None => false,
+        });
+        engine.feed.done.send_replace(Done { ticket, outcome });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(text: &str, epoch: &str) -> Origin {
+        Origin {
+            epoch: epoch.to_owned(),
+            incarnation: "i".to_owned(),
+            snapshot: text.parse().expect("a snapshot"),
+            at: 0.0,
+        }
+    }
+
+    fn position(text: &str, epoch: &str) -> Position {
+        Position::of(&origin(text, epoch))
+    }
+
+    fn read(feed: &Feed, text: &str, epoch: &str, changes: Option<Vec<i64>>) {
+        let past = feed.lock().position.clone();
+        let position = position(text, epoch);
+        feed.apply(past.as_ref(), FeedRead { position, changes }, Moment::now());
+    }
+
+    #[test]
+    fn what_did_not_change_holds_and_what_did_does_not() {
+        let feed = Feed::default();
+        feed.meet(&origin("5:5:", "e"), Moment::now());
+        let checked = feed.applied();
+        read(&feed, "7:7:", "e", Some(vec![1, 2]));
+        assert_eq!(feed.unchanged_since(checked, &[3]), Some(checked + 1));
+        assert_eq!(feed.unchanged_since(checked, &[3, 2]), None);
+        let later = feed.applied();
+        assert_eq!(feed.unchanged_since(later, &[2]), Some(later));
+    }
+
+    #[test]
+    fn a_new_epoch_a_gap_or_a_history_that_goes_back_gives_up_what_is_held() {
+        for (text, epoch, changes) in [
+            ("7:7:", "another", Some(vec![])),
+            ("7:7:", "e", None),
+            ("4:4:", "e", Some(vec![])),
+        ] {
+            let feed = Feed::default();
+            feed.meet(&origin("5:5:", "e"), Moment::now());
+            let checked = feed.applied();
+            read(&feed, text, epoch, changes);
+            assert_eq!(feed.unchanged_since(checked, &[]), None);
+            assert!(feed.unchanged_since(feed.applied(), &[]).is_some());
+        }
+    }
+
+    #[test]
+    fn a_lookup_of_another_epoch_gives_up_what_is_held() {
+        let feed = Feed::default();
+        feed.meet(&origin("5:5:", "e"), Moment::now());
+        let checked = feed.applied();
+        feed.meet(&origin("9:9:", "e"), Moment::now());
+        assert!(feed.unchanged_since(checked, &[]).is_some());
+        feed.meet(&origin("9:9:", "f"), Moment::now());
+        assert_eq!(feed.unchanged_since(checked, &[]), None);
+    }
+
+    #[test]
+    fn the_map_is_bounded() {
+        let feed = Feed::default();
+        feed.meet(&origin("5:5:", "e"), Moment::now());
+        let checked = feed.applied();
+        feed.note(0..=MAX_KEYS as i64);
+        assert_eq!(feed.unchanged_since(checked, &[-1]), None);
+        assert!(feed.changed.read().expect("no panic").is_empty());
+    }
+}

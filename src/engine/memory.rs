@@ -1,0 +1,189 @@
+//! Answers in memory: those that this instance has looked up or stored lately.
+//!
+//! 1. An answer enters with the number of the read of the [feed](super::feed) that was applied before its lookup was
+//!    sent. It is served if it holds as of a read that began after the request arrived, or, where the route
+//!    says so, not longer ago than `max_staleness`.
+//! 2. Only what is fresh is served from here; whatever else there is to do with an answer begins in the store.
+//! 3. Its age counts from when the lookup was sent, on this instance's own clock.
+//! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::clock::Moment;
+use super::entry::{Answer, Entry};
+use super::feed::Feed;
+use crate::http::reuse::Condition;
+use crate::key::Key;
+
+/// What an answer takes besides its body, the names and values of its fields, and its probes.
+const FLAT_RATE: usize = 400;
+
+/// For the estimate of how many answers there will be.
+const TYPICAL: u64 = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Memory(Option<Cache<Key, Arc<Remembered>, Bytes>>);
+
+/// An answer, and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    answer: Arc<Answer>,
+    /// As of `asked_at`; it was valid then.
+    condition: Condition,
+    asked_at: Moment,
+    /// The last read of the feed that it is known to hold as of.
+    checked: AtomicU64,
+}
+
+/// Where what a lookup finds, or what is filled after it, stands in the feed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing {
+    pub(crate) applied: u64,
+    pub(crate) asked_at: Moment,
+}
+
+impl Standing {
+    /// Before a lookup is sent.
+    pub(crate) fn now(feed: &Feed) -> Self {
+        Self {
+            applied: feed.applied(),
+            asked_at: Moment::now(),
+        }
+    }
+}
+
+impl Memory {
+    /// Zero: there is none.
+    pub(crate) fn new(bytes: usize) -> Self {
+        let bytes = bytes as u64;
+        let items = usize::try_from(bytes / TYPICAL)
+            .unwrap_or(usize::MAX)
+            .max(16);
+        Self((bytes > 0).then(|| Cache::with_weighter(items, bytes, Bytes)))
+    }
+
+    pub(crate) const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<Arc<Remembered>> {
+        self.0.as_ref()?.get(&key)
+    }
+
+    /// `condition`: as of `standing`.
+    pub(crate) fn insert(&self, answer: Arc<Answer>, condition: Condition, standing: Standing) {
+        if let Some(cache) = &self.0 {
+            let remembered = Remembered {
+                condition,
+                asked_at: standing.asked_at,
+                checked: AtomicU64::new(standing.applied),
+                answer,
+            };
+            cache.insert(remembered.answer.key, Arc::new(remembered));
+        }
+    }
+
+    pub(crate) fn remove(&self, key: Key) {
+        if let Some(cache) = &self.0 {
+            cache.remove(&key);
+        }
+    }
+
+    /// Forgets it, unless there is another one by now.
+    pub(crate) fn forget(&self, remembered: &Arc<Remembered>) {
+        if let Some(cache) = &self.0 {
+            cache.remove_if(&remembered.answer.key, |found| {
+                Arc::ptr_eq(found, remembered)
+            });
+        }
+    }
+}
+
+impl Remembered {
+    /// As it is now, if nothing that it depends on has changed.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry {
+            answer: self.answer.clone(),
+            condition: self.condition.later(self.asked_at.elapsed()),
+            checksum: Vec::new(),
+        }
+    }
+
+    /// Whether it holds as of the last read of the feed.
+    pub(crate) fn holds(&self, feed: &Feed) -> bool {
+        let checked = self.checked.load(Ordering::Acquire);
+        match feed.unchanged_since(checked, &self.answer.probes) {
+            Some(now) if now == checked => true,
+            Some(now) => {
+                self.checked.fetch_max(now, Ordering::AcqRel);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl Condition {
+    /// What becomes of it as time goes by.
+    fn later(self, elapsed: Duration) -> Self {
+        Self {
+            age: self.age + elapsed,
+            fresh_for: self.fresh_for.saturating_sub(elapsed),
+            stale_for: self.stale_for + elapsed.saturating_sub(self.fresh_for),
+            valid: self.valid,
+        }
+    }
+}
+
+/// The weight of an answer.
+#[derive(Debug, Clone)]
+struct Bytes;
+
+impl Weighter<Key, Arc<Remembered>> for Bytes {
+    fn weight(&self, _: &Key, remembered: &Arc<Remembered>) -> u64 {
+        let Answer {
+            key: _,
+            status: _,
+            headers,
+            etag_is_ours: _,
+            body,
+            probes,
+        } = &*remembered.answer;
+        let fields: usize = headers
+            .iter()
+            .map(|(name, value)| 2 * name.as_str().len() + value.len() + 64)
+            .sum();
+        (body.len() + fields + 8 * probes.len() + FLAT_RATE) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_makes_fresh_answers_old_and_stale() {
+        let seconds = Duration::from_secs;
+        let fresh = Condition {
+            age: seconds(1),
+            fresh_for: seconds(10),
+            stale_for: Duration::ZERO,
+            valid: true,
+        };
+        let later = fresh.later(seconds(4));
+        assert_eq!(
+            (later.age, later.fresh_for, later.stale_for),
+            (seconds(5), seconds(6), seconds(0))
+        );
+        let stale = later.later(seconds(8));
+        assert_eq!(
+            (stale.age, stale.fresh_for, stale.stale_for),
+            (seconds(13), seconds(0), seconds(2))
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Reading the change feed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{IsolationLevel, Row};
+
+use super::{Connection, Origin, Snapshot, Store, lookup};
+use crate::error::{Error, ErrorKind};
+
+/// How many rows of the log a read returns at most. More is a gap.
+const MAX_ROWS: i32 = 10_000;
+
+/// Up to where the feed was read: a snapshot of a database in its present life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    epoch: String,
+    incarnation: String,
+    snapshot: Snapshot,
+}
+
+impl Position {
+    pub(crate) fn of(origin: &Origin) -> Self {
+        Self {
+            epoch: origin.epoch.clone(),
+            incarnation: origin.incarnation.clone(),
+            snapshot: origin.snapshot.clone(),
+        }
+    }
+
+    /// Whether that is the same life of the same database.
+    pub(crate) fn is_of(&self, origin: &Origin) -> bool {
+        self.epoch == origin.epoch && self.incarnation == origin.incarnation
+    }
+
+    /// Whether `later` can come after this in one life of a database.
+    pub(crate) fn leads_to(&self, later: &Self) -> bool {
+        self.epoch == later.epoch
+            && self.incarnation == later.incarnation
+            && self.snapshot.xmax() <= later.snapshot.xmax()
+    }
+}
+
+/// What a read brought.
+#[derive(Debug)]
+pub(crate) struct FeedRead {
+    pub(crate) position: Position,
+    /// The keys that have changed since the position before; `None`: that cannot be said.
+    pub(crate) changes: Option<Vec<i64>>,
+}
+
+impl Store {
+    /// Reads on from a position; `None`: there is no good epoch. Uses the connection, or borrows one; it is left there for the next read, unless
+    /// somebody else waits for one.
+    pub(crate) async fn read_feed(
+        self: &Arc<Self>,
+        connection: &mut Option<Connection>,
+        position: Option<&Position>,
+        within: Duration,
+    ) -> Result<Option<FeedRead>, Error> {
+        let deadline = Instant::now() + within;
+        let late = |_| {
+            Error::new(
+                ErrorKind::Timeout,
+                format!("no answer from the database within {within:?}"),
+            )
+        };
+        // one at a time: reads that are given up while the database hangs would take one connection after the other
+        let permit = timeout_at(deadline, self.feed_permit.clone().acquire_owned()).await;
+        let permit = permit.map_err(late)?;
+        let mut borrowed = match connection.take().filter(|_| !self.source.is_wanted()) {
+            Some(borrowed) => borrowed,
+            None => timeout_at(deadline, self.source.get())
+                .await
+                .map_err(|_| {
+                    Error::new(
+                        ErrorKind::Unavailable,
+                        format!("no connection to the database within {within:?}"),
+                    )
+                })??,
+        };
+        let store = self.clone();
+        let position = position.cloned();
+        // in a task: a connection with a statement under way is never given back
+        let reading = tokio::spawn(async move {
+            let read = store.ask_feed(&mut borrowed, position.as_ref()).await;
+            drop(permit);
+            (read, borrowed)
+        });
+        match timeout_at(deadline, reading).await {
+            Ok(Ok((Ok(read), borrowed))) => {
+                *connection = Some(borrowed);
+                Ok(read)
+            }
+            Ok(Ok((Err(error), _))) => Err(error),
+            Ok(Err(stopped)) => Err(
+                Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(stopped),
+            ),
+            Err(elapsed) => Err(late(elapsed)),
+        }
+    }
+
+    async fn ask_feed(
+        &self,
+        connection: &mut Connection,
+        position: Option<&Position>,
+    ) -> Result<Option<FeedRead>, Error> {
+        let client = connection.client();
+        let snapshot = position.map(|position| position.snapshot.to_string());
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&snapshot, Type::TEXT), (&MAX_ROWS, Type::INT4)];
+        let rows = if self.is_read_committed() {
+            client.query_typed(&self.sql.feed, &parameters).await?
+        } else {
+            let transaction = client
+                .build_transaction()
+                .isolation_level(IsolationLevel::ReadCommitted)
+                .read_only(true)
+                .start()
+                .await?;
+            let rows = transaction.query_typed(&self.sql.feed, &parameters).await?;
+            transaction.commit().await?;
+            rows
+        };
+        match rows.first() {
+            Some(row) => {
+                self.note_isolation(row)?;
+                read(row).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+fn read(row: &Row) -> Result<FeedRead, Error> {
+    let origin = lookup::origin(row)?;
+    Ok(FeedRead {
+        position: Position::of(&origin),
+        changes: row.try_get("changes")?,
+    })
+}
