@@ -110,6 +110,8 @@ impl<T> PgCacheBuilder<T> {
                 queue_bytes: 32 << 20,
                 fill_bytes: 64 << 20,
                 memory_bytes: 64 << 20,
+                lease_wait: Duration::from_secs(5),
+                lease_life: Duration::from_secs(10),
             },
             policy: Policy::default(),
             routes: Vec::new(),
@@ -288,6 +290,26 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
+    /// How long a request waits for an answer that another request, on any instance, is having computed already. Then
+    /// it asks the inner service itself. Zero: requests do not wait for each other.
+    ///
+    /// Defaults to 5 s.
+    #[must_use]
+    pub fn lease_wait(mut self, at_most: Duration) -> Self {
+        self.settings.lease_wait = at_most;
+        self
+    }
+
+    /// After what time the other instances take it that the one that is computing an answer has died. Longer than
+    /// handlers take.
+    ///
+    /// Defaults to 10 s.
+    #[must_use]
+    pub fn lease_life(mut self, life: Duration) -> Self {
+        self.settings.lease_life = life;
+        self
+    }
+
     /// How many bytes of answers this instance keeps in memory, besides what the database holds. What is in memory is
     /// checked against the database for each request (many at once with one small statement), or as often as
     /// [`max_staleness`](Self::max_staleness) says. Zero: nothing is kept.
@@ -320,6 +342,7 @@ impl<T> PgCacheBuilder<T> {
             ("lookup_deadline", self.settings.lookup_deadline),
             ("store_deadline", self.settings.store_deadline),
             ("change_deadline", self.settings.change_deadline),
+            ("lease_life", self.settings.lease_life),
         ];
         for (name, duration) in durations {
             if duration.is_zero() {

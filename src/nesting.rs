@@ -38,6 +38,7 @@ struct Inner {
 
 /// What the outer layer knows of the store.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // moved, not kept
 pub(crate) enum Learned {
     Known(Fill),
     Unusable(Bypass),

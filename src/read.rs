@@ -16,7 +16,7 @@ use tower_service::Service;
 use crate::answer::Outcome;
 use crate::body::ResponseBody;
 use crate::call::{Caching, Call};
-use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing};
+use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{CacheStatus, Forward};
@@ -78,16 +78,44 @@ impl Caching {
             return Recalled::Nothing;
         }
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
-        let is_of_use = |entry: &Entry| {
-            let selects =
-                entry.key == read.key || entry.key == selected(read.key, &entry.headers, headers);
-            selects && self.reuse(entry, read, asks) == Reuse::Serve
-        };
+        let is_of_use = |entry: &Entry| self.would_serve(entry, read, headers, asks);
         let engine = &self.cache.engine;
         let staleness = read.policy.staleness_limit();
         engine
             .recall(read.key, &variant, staleness, is_of_use)
             .await
+    }
+
+    /// Waits for somebody else's fill, or lets others wait for this one.
+    async fn share(
+        &self,
+        read: &Read,
+        headers: &HeaderMap,
+        asks: &RequestDirectives,
+        fill: Fill,
+    ) -> Shared {
+        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+        let question = Question {
+            key: read.key,
+            variant: &variant,
+            part: None,
+            invalid_too: read.policy.serve_invalidated.is_some(),
+        };
+        let is_of_use = |entry: &Entry| self.would_serve(entry, read, headers, asks);
+        self.cache.engine.share(fill, &question, &is_of_use).await
+    }
+
+    /// Whether an entry is the one that the request selects, and can be served as it is.
+    fn would_serve(
+        &self,
+        entry: &Entry,
+        read: &Read,
+        headers: &HeaderMap,
+        asks: &RequestDirectives,
+    ) -> bool {
+        let selects =
+            entry.key == read.key || entry.key == selected(read.key, &entry.headers, headers);
+        selects && self.reuse(entry, read, asks) == Reuse::Serve
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
@@ -197,6 +225,35 @@ impl<S> Call<S> {
             }
             Some(_) => Forward::Stale,
         };
+        let asks_alone = why == Forward::Request
+            || asks.no_store
+            || read.head_only
+            || part.is_some()
+            || (stored.is_some() && read.policy.stale_if_error_after.is_some());
+        let (fill, stored) = if asks_alone {
+            (fill, stored)
+        } else {
+            match self
+                .cache
+                .share(&read, request.headers(), &asks, fill)
+                .await
+            {
+                Shared::Fill(fill) => {
+                    let stored = fill.stored().filter(|entry| !entry.is_part());
+                    (fill, stored)
+                }
+                Shared::Entry(entry) => {
+                    let conditionals =
+                        conditionals_of(request.headers()).filter(|_| !read.is_search);
+                    return Ok(self.collapsed(&entry, why, &read, conditionals.as_ref()));
+                }
+                Shared::Unusable(reason) => {
+                    return self
+                        .pass_on(reason, Some(Learned::Unusable(reason)), request)
+                        .await;
+                }
+            }
+        };
         let (mut errand, mut request) = prepare(read, head, request, stored, why, asks.no_store);
         let is_whole = conditionals_of(request.headers()).is_none();
         if let Some((part, fields)) = part
@@ -237,6 +294,20 @@ impl<S> Call<S> {
         let response = self.whole(read, outcome).answer(conditionals);
         self.cache
             .explained(response, CacheStatus::Hit { condition })
+    }
+
+    /// Somebody else's fill.
+    fn collapsed<B>(
+        &self,
+        entry: &Entry,
+        why: Forward,
+        read: &Read,
+        conditionals: Option<&HeaderMap>,
+    ) -> Response<ResponseBody<B>> {
+        self.cache.cache.engine.count_hit();
+        let response = self.whole(read, entry.into()).answer(conditionals);
+        self.cache
+            .explained(response, CacheStatus::Collapsed { why })
     }
 
     /// RFC 9111 §5.2.1.7.
@@ -317,13 +388,17 @@ async fn refresh<S, RequestBody, B>(
     call: Call<S>,
     errand: Errand,
     request: Request<RequestBody>,
-    fill: Fill,
+    mut fill: Fill,
     refreshing: Refreshing,
 ) where
     S: Service<Request<RequestBody>, Response = Response<B>>,
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    let engine = call.cache.cache.engine.clone();
+    if !engine.lead_in_the_background(&mut fill).await {
+        return;
+    }
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end
     drop(call.fill(errand, request, fill).await);
     drop(refreshing);

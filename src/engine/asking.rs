@@ -21,6 +21,7 @@ use crate::key::Key;
 use crate::store::{Found, Lookup, Origin, Stored};
 
 /// What to ask for: the key of a URI, and how the key of a variant comes about.
+#[derive(Clone, Copy)]
 pub(crate) struct Question<'a> {
     pub(crate) key: Key,
     pub(crate) variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
@@ -42,6 +43,7 @@ pub(crate) enum Recalled {
 
 /// The outcome of asking for an entry.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // moved, not kept
 pub(crate) enum Asked {
     /// What there is, perhaps nothing; if the inner service is asked, its answer may be stored.
     Known(Fill),
@@ -100,7 +102,7 @@ impl Engine {
     }
 
     /// Waits for a read of the feed that begins now, or later.
-    async fn catch_up(self: &Arc<Self>) -> bool {
+    pub(super) async fn catch_up(self: &Arc<Self>) -> bool {
         let Some(attempt) = self.reads.admit() else {
             return false;
         };
@@ -176,7 +178,7 @@ impl Engine {
         Asked::Unusable(Bypass::Store)
     }
 
-    fn note_read_failure(&self, error: &Error) {
+    pub(super) fn note_read_failure(&self, error: &Error) {
         self.stats.count(|s| &s.errors);
         self.reads.is_ill(error);
     }
@@ -267,6 +269,7 @@ impl Engine {
                 fresh_for,
                 stale_for,
                 checksum,
+                filled_at,
                 probes,
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
@@ -289,6 +292,7 @@ impl Engine {
                 answer: Arc::new(answer),
                 condition,
                 checksum,
+                snapshot: filled_at.parse().ok(),
             })
         });
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {

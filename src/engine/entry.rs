@@ -8,6 +8,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::http::reuse::Condition;
 use crate::key::Key;
+use crate::store::Snapshot;
 
 /// A stored answer: the part that is the same for everybody who gets it.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub(crate) struct Entry {
     pub(crate) condition: Condition,
     /// Tells it from one that replaces it in the store; empty of one that was not read from there.
     pub(super) checksum: Vec<u8>,
+    /// Taken before its handler was called; of one that was read from the store.
+    pub(super) snapshot: Option<Snapshot>,
 }
 
 impl Entry {
@@ -52,6 +55,7 @@ impl Entry {
             answer: Arc::new(answer),
             condition: self.condition,
             checksum: self.checksum.clone(),
+            snapshot: self.snapshot.clone(),
         }
     }
 }

@@ -14,7 +14,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::Engine;
 use super::entry::{Answer, Entry};
+use super::flight::{Landed, Pilot};
 use super::gauge::Token;
+use super::lease::Lease;
 use super::memory::Standing;
 use crate::domain::Scope;
 use crate::http::conditional;
@@ -23,7 +25,7 @@ use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Marker, Origin, Record};
+use crate::store::{Marker, Origin, Record, Snapshot};
 
 /// An answer that is being computed.
 pub(crate) struct Fill {
@@ -33,6 +35,9 @@ pub(crate) struct Fill {
     standing: Standing,
     origin: Origin,
     stored: Option<Arc<Entry>>,
+    /// Those who wait for it on this instance, and on others.
+    pilot: Option<Pilot>,
+    lease: Option<Lease>,
 }
 
 /// What is written next to an answer.
@@ -76,6 +81,30 @@ impl Fill {
             standing,
             origin,
             stored,
+            pilot: None,
+            lease: None,
+        }
+    }
+
+    /// Others wait for it.
+    pub(super) fn lead(&mut self, pilot: Pilot, lease: Option<Lease>) {
+        (self.pilot, self.lease) = (Some(pilot), lease);
+    }
+
+    /// Other instances leave it to this one.
+    pub(super) fn hold(&mut self, lease: Lease) {
+        self.lease = Some(lease);
+    }
+
+    /// What the lookup saw from which it begins: the arrival of its request.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.origin.snapshot
+    }
+
+    /// The inner service has answered: if nothing is stored, nobody has to try the same.
+    pub(crate) fn has_answer(&mut self) {
+        if let Some(pilot) = &mut self.pilot {
+            pilot.has_answer();
         }
     }
 
@@ -117,17 +146,53 @@ impl Fill {
     pub(crate) fn freshen(self, entry: &Entry, mut label: Label, freshness: Freshness) {
         let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
         let (key, marker) = self.place(&mut label);
-        let engine = self.engine.clone();
-        let freshens = (key == entry.key).then(|| entry.checksum.clone());
-        engine.push(self.record(
+        let freshens =
+            (key == entry.key && !entry.checksum.is_empty()).then(|| entry.checksum.clone());
+        let answer = Answer {
+            key,
+            ..Answer::clone(&entry.answer)
+        };
+        self.store(label, freshness, marker, head, answer, freshens);
+    }
+
+    /// Hands the answer to the store, to memory, and to those who wait for it.
+    fn store(
+        mut self,
+        label: Label,
+        freshness: Freshness,
+        marker: Option<Marker>,
+        head: Vec<u8>,
+        mut answer: Answer,
+        freshens: Option<Vec<u8>>,
+    ) {
+        let (engine, standing) = (self.engine.clone(), self.standing);
+        let (pilot, lease) = (self.pilot.take(), self.lease.take());
+        let snapshot = self.origin.snapshot.clone();
+        let condition = freshness.condition();
+        let is_part = label.part.is_some();
+        let record = self.record(
             label,
             freshness,
-            key,
+            answer.key,
             marker,
             head,
-            entry.body.clone(),
+            answer.body.clone(),
             freshens,
-        ));
+        );
+        answer.probes.clone_from(&record.probes);
+        if !is_part {
+            let answer = Arc::new(answer);
+            engine.remember(answer.clone(), record.marker.as_ref(), condition, standing);
+            if let Some(pilot) = pilot {
+                pilot.land(Landed {
+                    answer,
+                    condition,
+                    standing,
+                    snapshot,
+                });
+            }
+        }
+        engine.push(record, lease);
     }
 
     /// Under which key the answer is stored, and what leads there.
@@ -193,6 +258,7 @@ impl Fill {
             body,
             freshens,
             marker,
+            lease: None,
         }
     }
 }
@@ -244,22 +310,15 @@ impl Storing {
         }
         let encoded = encode_head(head.status, &head.headers, etag.is_some());
         let (key, marker) = fill.place(&mut label);
-        let is_part = label.part.is_some();
-        let (engine, standing) = (fill.engine.clone(), fill.standing);
-        let condition = freshness.condition();
-        let record = fill.record(label, freshness, key, marker, encoded, body, None);
-        if !is_part {
-            let answer = Answer {
-                key,
-                status: head.status,
-                headers: head.headers,
-                etag_is_ours: etag.is_some(),
-                body: record.body.clone(),
-                probes: record.probes.clone(),
-            };
-            engine.remember(answer, record.marker.as_ref(), condition, standing);
-        }
-        engine.push(record);
+        let answer = Answer {
+            key,
+            status: head.status,
+            headers: head.headers,
+            etag_is_ours: etag.is_some(),
+            body,
+            probes: Vec::new(),
+        };
+        fill.store(label, freshness, marker, encoded, answer, None);
         etag
     }
 

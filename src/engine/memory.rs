@@ -111,6 +111,7 @@ impl Remembered {
             answer: self.answer.clone(),
             condition: self.condition.later(self.asked_at.elapsed()),
             checksum: Vec::new(),
+            snapshot: None,
         }
     }
 
@@ -130,7 +131,7 @@ impl Remembered {
 
 impl Condition {
     /// What becomes of it as time goes by.
-    fn later(self, elapsed: Duration) -> Self {
+    pub(super) fn later(self, elapsed: Duration) -> Self {
         Self {
             age: self.age + elapsed,
             fresh_for: self.fresh_for.saturating_sub(elapsed),

@@ -15,12 +15,15 @@ mod clock;
 mod entry;
 mod feed;
 mod fill;
+mod flight;
 mod gauge;
 mod health;
 mod housekeeping;
+mod lease;
 mod memory;
 mod readiness;
 mod refresh;
+mod share;
 mod stats;
 mod writer;
 
@@ -39,6 +42,7 @@ pub(crate) use entry::{Answer, Entry};
 pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;
 pub(crate) use refresh::Refreshing;
+pub(crate) use share::Shared;
 pub use stats::Stats;
 
 use crate::domain::Scope;
@@ -49,8 +53,10 @@ use crate::store::{Creation, Marker, Parameters, Record, Store};
 use breaker::Breaker;
 use changes::Changes;
 use feed::Feed;
+use flight::Flights;
 use gauge::{Gauge, Token};
 use health::Health;
+use lease::Lease;
 use memory::{Memory, Standing};
 use readiness::Readiness;
 use refresh::Refreshes;
@@ -80,6 +86,9 @@ pub(crate) struct Settings {
     pub(crate) queue_entries: usize,
     pub(crate) queue_bytes: usize,
     pub(crate) fill_bytes: usize,
+    /// How long a request waits for somebody else's fill, and when the lease of such a fill expires.
+    pub(crate) lease_wait: Duration,
+    pub(crate) lease_life: Duration,
     /// Zero: nothing is kept in memory.
     pub(crate) memory_bytes: usize,
 }
@@ -102,6 +111,7 @@ pub(crate) struct Engine {
     refreshes: Refreshes,
     feed: Feed,
     memory: Memory,
+    flights: Flights,
     closed: AtomicBool,
     enabled: AtomicBool,
 }
@@ -124,6 +134,7 @@ impl Engine {
             varying: quick_cache::sync::Cache::new(VARYING_URIS),
             refreshes: Refreshes::default(),
             feed: Feed::default(),
+            flights: Flights::default(),
             memory,
             closed: AtomicBool::new(false),
             enabled: AtomicBool::new(true),
@@ -133,7 +144,7 @@ impl Engine {
     /// Keeps an answer in memory that is also on its way into the store.
     fn remember(
         &self,
-        answer: Answer,
+        answer: Arc<Answer>,
         marker: Option<&Marker>,
         condition: Condition,
         standing: Standing,
@@ -146,12 +157,12 @@ impl Engine {
             self.memory.remove(*key);
             self.varying.insert(*key, fields.as_slice().into());
         }
-        self.memory.insert(Arc::new(answer), condition, standing);
+        self.memory.insert(answer, condition, standing);
     }
 
-    fn push(self: &Arc<Self>, record: Record) {
+    fn push(self: &Arc<Self>, record: Record, lease: Option<Lease>) {
         if !self.is_closed() {
-            self.writer.push(self, record);
+            self.writer.push(self, record, lease);
         }
     }
 

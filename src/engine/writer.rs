@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Engine;
 use super::gauge::Token;
+use super::lease::Lease;
 use crate::key::Key;
 use crate::store::Record;
 
@@ -48,6 +49,8 @@ impl Queue {
 #[derive(Debug)]
 struct Job {
     record: Record,
+    /// Given back with the answer.
+    lease: Option<Lease>,
     _pending: Token,
 }
 
@@ -58,9 +61,11 @@ impl Job {
 }
 
 impl Writer {
-    pub(crate) fn push(&self, engine: &Arc<Engine>, record: Record) {
+    pub(crate) fn push(&self, engine: &Arc<Engine>, mut record: Record, lease: Option<Lease>) {
+        record.lease = lease.as_ref().map(|lease| (lease.key(), lease.holder()));
         let job = Job {
             record,
+            lease,
             _pending: engine.pending.enter(),
         };
         let mut queue = self.lock();
@@ -113,39 +118,51 @@ impl Drop for Working {
 
 async fn work(mut working: Working) {
     while let Some(engine) = &working.0 {
-        let (records, _pending): (Vec<_>, Vec<_>) = engine
-            .writer
-            .take()
-            .into_iter()
-            .map(|Job { record, _pending }| (record, _pending))
-            .unzip();
+        let mut records = Vec::new();
+        let mut held = Vec::new();
+        for Job {
+            record,
+            lease,
+            _pending,
+        } in engine.writer.take()
+        {
+            records.push(record);
+            held.push((lease, _pending));
+        }
         if records.is_empty() {
             // a regular end: what is pushed from here on has a task of its own
             working.0 = None;
         } else {
-            write(engine, records).await;
+            if write(engine, records).await {
+                held.iter_mut()
+                    .filter_map(|(lease, _)| lease.as_mut())
+                    .for_each(Lease::is_over);
+            }
         }
     }
 }
 
-async fn write(engine: &Arc<Engine>, records: Vec<Record>) {
+/// Returns whether the transaction was committed.
+async fn write(engine: &Arc<Engine>, records: Vec<Record>) -> bool {
     let count = records.len() as u64;
-    let accepted = match engine
+    let written = match engine
         .store
         .put(records, engine.settings.store_deadline)
         .await
     {
         Ok(accepted) => {
             engine.writes.is_well();
-            accepted
+            Some(accepted)
         }
         Err(error) => {
             engine.stats.count(|s| &s.errors);
             engine.writes.is_ill(&error);
             engine.readiness.doubt(&error);
-            0
+            None
         }
     };
+    let accepted = written.unwrap_or_default();
     engine.stats.add(accepted, |s| &s.stored);
     engine.stats.add(count - accepted, |s| &s.dropped);
+    written.is_some()
 }

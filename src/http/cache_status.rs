@@ -134,6 +134,8 @@ impl Forward {
 pub(crate) enum CacheStatus {
     /// Answered from the store.
     Hit { condition: Condition },
+    /// Answered by what another request has had computed, on this instance or another (RFC 9211 §2.6).
+    Collapsed { why: Forward },
     /// Answered by the inner service; the answer is being stored.
     Stored { why: Forward, status: StatusCode },
     /// Answered by the inner service; the answer is not stored.
@@ -177,6 +179,7 @@ impl CacheStatus {
                     condition.stale_for.as_secs().max(1)
                 )
             }
+            Self::Collapsed { why } => write!(member, "; fwd={}; collapsed", why.as_str()),
             Self::Stored { why, status } => {
                 write!(
                     member,
@@ -250,6 +253,10 @@ mod tests {
         assert_eq!(
             member(CacheStatus::Hit { condition: stale }),
             "pgcache; hit; ttl=-7"
+        );
+        assert_eq!(
+            member(CacheStatus::Collapsed { why }),
+            "pgcache; fwd=uri-miss; collapsed"
         );
         assert_eq!(
             member(CacheStatus::Stored { why, status }),

@@ -208,18 +208,20 @@ impl<S> Call<S> {
         {
             Ok(answered) => answered,
             Err((error, mark)) => {
+                drop(answered(mark.take_back()));
                 return match errand.stand_in().filter(|_| !mark.is_claimed()) {
                     Some(entry) => Ok(self.stale(entry, &errand, None)),
                     None => Err(error),
                 };
             }
         };
+        let fill = answered(mark.take_back());
         if mark.is_claimed() {
             guard.disarm();
             return Ok(response.map(ResponseBody::passed));
         }
         guard.commit(std::mem::take(&mut remarks.invalidates)).await;
-        let Some(fill) = mark.take_back() else {
+        let Some(fill) = fill else {
             return Ok(self.passed(response.map(ResponseBody::passed), Bypass::Store));
         };
         self.cache.cache.engine.count_miss();
@@ -486,6 +488,14 @@ impl Errand {
         let says = directives(&entry.headers, self.read.policy.targets());
         may_stand_in(entry.condition, &says, self.read.policy.stale).then_some(entry)
     }
+}
+
+/// The inner service has answered; whoever waits for this fill gets it, or is sent on.
+fn answered(fill: Option<Fill>) -> Option<Fill> {
+    fill.map(|mut fill| {
+        fill.has_answer();
+        fill
+    })
 }
 
 /// Whether the answer to a HEAD says that a GET would get what is stored (RFC 9111 §4.3.5). What a commit has

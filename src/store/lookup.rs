@@ -50,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) stale_for: Duration,
     /// Tells this entry from one that replaces it.
     pub(crate) checksum: Vec<u8>,
+    /// The snapshot that was taken before its handler was called.
+    pub(crate) filled_at: String,
 }
 
 /// What one statement asks for.
@@ -172,6 +174,7 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
         fresh_for: seconds(ttl),
         stale_for: seconds(-ttl),
         checksum: expected.to_vec(),
+        filled_at: row.try_get("filled_at")?,
     })))
 }
 

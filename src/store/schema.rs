@@ -65,6 +65,10 @@ pub(super) struct Sql {
     pub(super) schema: String,
     pub(super) lookup: String,
     pub(super) feed: String,
+    pub(super) claim_lease: String,
+    pub(super) give_back: String,
+    pub(super) give_back_with_answer: String,
+    pub(super) unchanged_between: String,
     pub(super) store: String,
     pub(super) store_marker: String,
     pub(super) freshen: String,
@@ -90,6 +94,14 @@ impl Sql {
         Self {
             schema: schema.clone(),
             lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
+            claim_lease: sql("SELECT pgcache.claim($1, $2, $3, $4)"),
+            give_back: sql(
+                "DELETE FROM pgcache.lease WHERE key = $1 AND holder = $2 AND released IS NULL",
+            ),
+            give_back_with_answer: sql(
+                "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE key = $1 AND holder = $2",
+            ),
+            unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             feed: sql("SELECT * FROM pgcache.feed($1, $2)"),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),

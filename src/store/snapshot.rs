@@ -37,12 +37,17 @@ impl Snapshot {
         self.capped()
     }
 
+    /// Whether this snapshot sees every transaction that the other one sees.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        let hidden = self.xip.iter().take_while(|&&xid| xid < other.xmax);
+        other.xmax <= self.xmax && hidden.copied().all(|xid| !other.sees(xid))
+    }
+
     pub(crate) const fn xmax(&self) -> u64 {
         self.xmax
     }
 
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
-    #[cfg(test)]
     fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && self.xip.binary_search(&xid).is_err()
     }
@@ -126,6 +131,22 @@ mod tests {
                 );
             }
             assert_eq!(more.sees(xid), xid <= 82 || original.sees(xid), "{xid}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_covers_those_that_see_less() {
+        let snapshots: Vec<Snapshot> = [
+            "5:5:", "9:9:", "5:9:5", "5:9:5,7", "7:9:7", "8:12:8", "5:12:5,8",
+        ]
+        .iter()
+        .map(|text| text.parse().expect("a snapshot"))
+        .collect();
+        for one in &snapshots {
+            for other in &snapshots {
+                let truth = (0..20).all(|xid| one.sees(xid) || !other.sees(xid));
+                assert_eq!(one.covers(other), truth, "{one} and {other}");
+            }
         }
     }
 

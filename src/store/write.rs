@@ -8,6 +8,7 @@ use http::HeaderName;
 use tokio_postgres::GenericClient;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::lease::give_back_with_answers;
 use super::lookup::checksum;
 use super::schema::Sql;
 use super::{Origin, Store, write_transaction};
@@ -44,6 +45,8 @@ pub(crate) struct Record {
     pub(crate) freshens: Option<Vec<u8>>,
     /// For an answer that varies.
     pub(crate) marker: Option<Marker>,
+    /// The lease under which it was filled.
+    pub(crate) lease: Option<(Key, i64)>,
 }
 
 /// Leads from the key of a URI to its variants.
@@ -84,6 +87,10 @@ impl Store {
                 .filter_map(|r| Some(Row::Marker(r.marker.as_ref()?, r)));
             let mut rows: Vec<Row<'_>> = entries.chain(markers).collect();
             rows.sort_by_key(Row::key);
+            // leases come first in every transaction that has both
+            let mut leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
+            leases.sort_unstable();
+            give_back_with_answers(&transaction, &store.sql, &leases).await?;
             let mut accepted = 0;
             let mut given_way: Vec<Vec<u8>> = Vec::new();
             for row in rows {
@@ -165,6 +172,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         body,
         freshens,
         marker: _,
+        lease: _,
     } = record;
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let snapshot = origin.snapshot.to_string();

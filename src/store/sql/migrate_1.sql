@@ -85,6 +85,14 @@ CREATE /*persistence*/ TABLE pgcache.entry (
 -- Bodies are sent as they are and often compressed already; pglz costs more than it saves (1.2 ms for 64 KB).
 ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
 
+-- Who is filling a key. A released lease stays for a while: `released` is the transaction that stored the answer.
+CREATE UNLOGGED TABLE pgcache.lease (
+    key        bytea       PRIMARY KEY,
+    holder     bigint      NOT NULL,
+    expires_at timestamptz NOT NULL,
+    released   xid8
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
 -- Which instance does the housekeeping next: a lease on the database's clock, without session state.
 CREATE UNLOGGED TABLE pgcache.housekeeping (
     task text        PRIMARY KEY,
@@ -166,6 +174,62 @@ BEGIN
              WHERE s.key = ANY (keys) AND s.keep_until > clock_timestamp()
             OFFSET 0) e
         ON e.valid OR e.revalidatable OR invalid_too;
+END
+$$;
+
+-- Claims the lease of a key for `life` seconds: 'granted'; 'held', by somebody else; or 'look again': an answer was
+-- stored by a transaction that `seen`, the snapshot of the claimant's lookup, does not see. Waits for nobody but
+-- another claim of this key. Index: lease_pkey.
+CREATE FUNCTION pgcache.claim(key bytea, holder bigint, life float8, seen text) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    found pgcache.lease;
+BEGIN
+    SELECT l.* INTO found FROM pgcache.lease l WHERE l.key = key;
+    IF found.released IS NOT NULL AND NOT pg_visible_in_snapshot(found.released, seen::pg_snapshot) THEN
+        RETURN 'look again';
+    END IF;
+    IF found.released IS NULL AND found.expires_at > clock_timestamp() THEN
+        RETURN 'held';
+    END IF;
+    INSERT INTO pgcache.lease AS l (key, holder, expires_at)
+    VALUES (key, holder, clock_timestamp() + make_interval(secs => life))
+        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE
+       SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, released = NULL
+     -- as it was when it was looked at
+     WHERE l.holder = found.holder AND l.expires_at = found.expires_at AND l.released IS NOT DISTINCT FROM found.released;
+    RETURN CASE WHEN FOUND THEN 'granted' ELSE 'held' END;
+END
+$$;
+
+-- Whether no change with one of the keys was committed after `since` and up to `until`; false also where the log does
+-- not reach back that far. An answer with the snapshot `since` is good for whoever arrived at `until`: to ask
+-- whether it is good now would let those who wait starve while others write. Index: invalidation_xid.
+CREATE FUNCTION pgcache.unchanged_between(keys bigint[], since text, until text) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    s pg_snapshot := since::pg_snapshot;
+    u pg_snapshot := until::pg_snapshot;
+BEGIN
+    RETURN EXISTS (SELECT FROM pgcache.current c
+                    WHERE pg_snapshot_xmax(s) >= pg_snapshot_xmax(c.horizon)
+                      AND pg_snapshot_xmax(s) >= pg_snapshot_xmax(c.log_floor)
+                      AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s) AS x (xid)
+                                       WHERE pg_visible_in_snapshot(x.xid, c.horizon)
+                                          OR pg_visible_in_snapshot(x.xid, c.log_floor)))
+       AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                        WHERE i.xid >= pg_snapshot_xmax(s) AND i.xid < pg_snapshot_xmax(u)
+                          AND i.keys && unchanged_between.keys AND pg_visible_in_snapshot(i.xid, u))
+       AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                        WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(s)))
+                          AND i.keys && unchanged_between.keys AND pg_visible_in_snapshot(i.xid, u));
 END
 $$;
 

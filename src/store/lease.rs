@@ -1,0 +1,122 @@
+//! Leases, and what it takes to judge an answer as of an earlier moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::GenericClient;
+use tokio_postgres::types::Type;
+
+use super::schema::Sql;
+use super::{Snapshot, Store, write_transaction};
+use crate::error::Error;
+use crate::key::Key;
+
+/// What became of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    Granted,
+    /// By somebody else.
+    Held,
+    /// Somebody has stored an answer that the claimant has not seen.
+    LookAgain,
+}
+
+impl Store {
+    pub(crate) async fn claim_lease(
+        self: &Arc<Self>,
+        key: Key,
+        holder: i64,
+        life: Duration,
+        seen: Snapshot,
+        within: Duration,
+    ) -> Result<Claimed, Error> {
+        self.run(within, move |store, mut connection| async move {
+            let (key, seen) = (key.as_bytes(), seen.to_string());
+            let life = life.as_secs_f64();
+            let row = connection
+                .client()
+                .query_typed_one(
+                    &store.sql.claim_lease,
+                    &[
+                        (&key, Type::BYTEA),
+                        (&holder, Type::INT8),
+                        (&life, Type::FLOAT8),
+                        (&seen, Type::TEXT),
+                    ],
+                )
+                .await?;
+            Ok(match row.try_get::<_, &str>(0)? {
+                "granted" => Claimed::Granted,
+                "look again" => Claimed::LookAgain,
+                _ => Claimed::Held,
+            })
+        })
+        .await
+    }
+
+    /// Frees a lease without an answer.
+    pub(crate) async fn give_back(
+        self: &Arc<Self>,
+        key: Key,
+        holder: i64,
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.run(within, move |store, mut connection| async move {
+            let transaction = write_transaction(connection.client()).await?;
+            let key = key.as_bytes();
+            transaction
+                .execute_typed(
+                    &store.sql.give_back,
+                    &[(&key, Type::BYTEA), (&holder, Type::INT8)],
+                )
+                .await?;
+            Ok(transaction.commit().await?)
+        })
+        .await
+    }
+
+    /// Whether nothing with these keys was committed after `since` and up to `until`. False also if that cannot be
+    /// said any more.
+    pub(crate) async fn unchanged_between(
+        self: &Arc<Self>,
+        probes: Vec<i64>,
+        since: Snapshot,
+        until: Snapshot,
+        within: Duration,
+    ) -> Result<bool, Error> {
+        self.run(within, move |store, mut connection| async move {
+            let (since, until) = (since.to_string(), until.to_string());
+            let row = connection
+                .client()
+                .query_typed_one(
+                    &store.sql.unchanged_between,
+                    &[
+                        (&probes, Type::INT8_ARRAY),
+                        (&since, Type::TEXT),
+                        (&until, Type::TEXT),
+                    ],
+                )
+                .await?;
+            Ok(row.try_get(0)?)
+        })
+        .await
+    }
+}
+
+/// In the transaction that stores the answers.
+pub(super) async fn give_back_with_answers(
+    client: &impl GenericClient,
+    sql: &Sql,
+    leases: &[(Key, i64)],
+) -> Result<(), Error> {
+    for (key, holder) in leases {
+        let key = key.as_bytes();
+        client
+            .execute_typed(
+                &sql.give_back_with_answer,
+                &[(&key, Type::BYTEA), (holder, Type::INT8)],
+            )
+            .await?;
+    }
+    Ok(())
+}
