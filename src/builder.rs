@@ -13,7 +13,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Client, Config as ConnectConfig, Socket};
 
 use crate::cache::{Config, PgCache, complete};
-use crate::engine::{Engine, Settings};
+use crate::engine::{Engine, Line, Settings};
 use crate::error::ConfigError;
 use crate::layer::PgCacheLayer;
 use crate::policy::{Policy, policy_setters};
@@ -112,6 +112,7 @@ impl<T> PgCacheBuilder<T> {
                 memory_bytes: 64 << 20,
                 lease_wait: Duration::from_secs(5),
                 lease_life: Duration::from_secs(10),
+                doorbell: None,
             },
             policy: Policy::default(),
             routes: Vec::new(),
@@ -297,6 +298,26 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn lease_wait(mut self, at_most: Duration) -> Self {
         self.settings.lease_wait = at_most;
+        self
+    }
+
+    /// Listens, on a connection of its own, for commits that invalidate, so that with [`max_staleness`](Self::max_staleness)
+    /// answers in memory are given up sooner than they have to. Makes commits that invalidate send a bare NOTIFY, which takes
+    /// a lock of the whole database until they have ended, and cannot be part of a prepared transaction;
+    /// `SELECT pgcache.doorbell(false)` ends that.
+    ///
+    /// Losing the connection costs latency only. Not through PgBouncer in transaction mode.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn listen<Tls>(mut self, config: ConnectConfig, tls: Tls) -> Self
+    where
+        Tls: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        Tls::Stream: Send + Sync,
+        Tls::TlsConnect: Send,
+        <Tls::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        self.settings.doorbell = Some(Arc::new(Line { config, tls }));
         self
     }
 

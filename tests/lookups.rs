@@ -60,6 +60,8 @@ impl Stage {
         let database = test_support::database().await;
         let cache = PgCache::builder(database.pool(4))
             .lookup_deadline(HANG)
+            .memory(0)
+            .lease_wait(Duration::ZERO)
             .lookup_connections(connections)
             .cleanup_interval(Duration::ZERO)
             .build()
@@ -261,6 +263,8 @@ async fn handlers_get_the_only_connection_between_lookups() {
     let pool = database.pool(1);
     let cache = PgCache::builder(pool.clone())
         .lookup_deadline(HANG)
+        .memory(0)
+        .lease_wait(Duration::ZERO)
         .build()
         .unwrap();
     let handler = move || {
@@ -313,6 +317,8 @@ fn a_runtime_that_ends_in_the_middle_leaves_the_cache_usable() {
         tower_pgcache::tokio_postgres::NoTls,
     )
     .lookup_deadline(HANG)
+    .memory(0)
+    .lease_wait(Duration::ZERO)
     .lookup_connections(1)
     .build()
     .unwrap();
@@ -361,6 +367,8 @@ async fn lookups_read_by_index() {
     let cache = || {
         PgCache::builder(database.pool(4))
             .lookup_deadline(HANG)
+            .memory(0)
+            .lease_wait(Duration::ZERO)
             .cleanup_interval(Duration::ZERO)
             .build()
             .unwrap()

@@ -150,6 +150,7 @@ impl Engine {
         }
         self.housekeeper.start(self);
         self.housekeeper.note_traffic();
+        self.start_listening();
         let Some(attempt) = self.reads.admit() else {
             return Asked::Unusable(Bypass::Store);
         };

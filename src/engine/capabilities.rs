@@ -14,6 +14,10 @@ pub struct Capabilities {
     pub database: bool,
     /// Whether the tables survive a crash of the server.
     pub durable: bool,
+    /// Whether commits are heard of at once ([`PgCacheBuilder::listen`](crate::PgCacheBuilder::listen)).
+    pub listening: bool,
+    /// How many bytes of answers this instance may keep in memory.
+    pub memory: usize,
     /// How many tables are watched ([`PgCache::watch`](crate::PgCache::watch)).
     pub watched_tables: usize,
     /// Whether the extension `pg_fraiseql_cache` is followed
@@ -72,6 +76,8 @@ impl Engine {
         Ok(Capabilities {
             database: true,
             durable: installed.durable,
+            listening: self.listener.is_listening(),
+            memory: self.settings.memory_bytes,
             watched_tables: installed.watched.len(),
             adopted_fraiseql: installed.adopted,
             warnings: installed

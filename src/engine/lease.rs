@@ -88,16 +88,19 @@ impl Engine {
                 .claim_lease(key, holder, life, seen, within)
                 .await
             {
-                Ok(Claimed::Granted) => Claim::Granted(Lease {
-                    engine,
-                    key,
-                    holder,
-                    is_over: false,
-                }),
+                Ok(Claimed::Granted) => {
+                    engine.claims.is_well();
+                    Claim::Granted(Lease {
+                        engine,
+                        key,
+                        holder,
+                        is_over: false,
+                    })
+                }
                 Ok(Claimed::Held) => Claim::Held,
                 Ok(Claimed::LookAgain) => Claim::LookAgain,
                 Err(error) => {
-                    tracing::debug!(%error, "a lease could not be claimed");
+                    engine.claims.is_ill(&error);
                     Claim::Failed
                 }
             }

@@ -88,6 +88,13 @@ impl Memory {
         }
     }
 
+    #[cfg(feature = "test-util")]
+    pub(crate) fn clear(&self) {
+        if let Some(cache) = &self.0 {
+            cache.clear();
+        }
+    }
+
     pub(crate) fn remove(&self, key: Key) {
         if let Some(cache) = &self.0 {
             cache.remove(&key);

@@ -20,6 +20,7 @@ mod gauge;
 mod health;
 mod housekeeping;
 mod lease;
+mod listen;
 mod memory;
 mod readiness;
 mod refresh;
@@ -41,6 +42,7 @@ pub(crate) use changes::ChangeGuard;
 pub(crate) use entry::{Answer, Entry};
 pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;
+pub(crate) use listen::{Doorbell, Line};
 pub(crate) use refresh::Refreshing;
 pub(crate) use share::Shared;
 pub use stats::Stats;
@@ -57,6 +59,7 @@ use flight::Flights;
 use gauge::{Gauge, Token};
 use health::Health;
 use lease::Lease;
+use listen::Listener;
 use memory::{Memory, Standing};
 use readiness::Readiness;
 use refresh::Refreshes;
@@ -89,6 +92,8 @@ pub(crate) struct Settings {
     /// How long a request waits for somebody else's fill, and when the lease of such a fill expires.
     pub(crate) lease_wait: Duration,
     pub(crate) lease_life: Duration,
+    /// A connection of its own that hears of commits.
+    pub(crate) doorbell: Option<Arc<dyn Doorbell>>,
     /// Zero: nothing is kept in memory.
     pub(crate) memory_bytes: usize,
 }
@@ -105,6 +110,7 @@ pub(crate) struct Engine {
     pending: Gauge,
     reads: Breaker,
     writes: Health,
+    claims: Health,
     stats: Counters,
     /// The fields that the answers for a URI vary with, as far as this instance has met them.
     varying: quick_cache::sync::Cache<Key, Arc<[HeaderName]>>,
@@ -112,6 +118,7 @@ pub(crate) struct Engine {
     feed: Feed,
     memory: Memory,
     flights: Flights,
+    listener: Listener,
     closed: AtomicBool,
     enabled: AtomicBool,
 }
@@ -130,11 +137,13 @@ impl Engine {
             pending: Gauge::default(),
             reads: Breaker::new("reading from the cache"),
             writes: Health::new("writing to the cache"),
+            claims: Health::new("claiming leases (one fill over all instances)"),
             stats: Counters::default(),
             varying: quick_cache::sync::Cache::new(VARYING_URIS),
             refreshes: Refreshes::default(),
             feed: Feed::default(),
             flights: Flights::default(),
+            listener: Listener::default(),
             memory,
             closed: AtomicBool::new(false),
             enabled: AtomicBool::new(true),
@@ -303,6 +312,7 @@ impl Engine {
             self.store
                 .expire(authority, path, self.settings.store_deadline)
                 .await?;
+            self.memory.clear();
         }
         Ok(())
     }

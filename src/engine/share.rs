@@ -73,6 +73,7 @@ impl Engine {
                 Boarded::Pilot(pilot) => return self.lead(key, pilot, fill, &sharer).await,
                 Boarded::Follower(flight) => flight,
             };
+            let _waiting = self.stats.begin_to_wait();
             match timeout_at(sharer.deadline, outcome(flight)).await {
                 Ok(Outcome::Landed(landed)) => {
                     if let Some(entry) = self.accept_landed(&landed, &sharer).await {
@@ -102,6 +103,7 @@ impl Engine {
         sharer: &Sharer<'_>,
     ) -> Shared {
         let mut pause = FIRST_PAUSE;
+        let mut waiting = None;
         loop {
             match self.claim(key, fill.snapshot()).await {
                 Claim::Granted(lease) => {
@@ -109,6 +111,7 @@ impl Engine {
                     return Shared::Fill(fill);
                 }
                 Claim::Held if Instant::now() + pause < sharer.deadline => {
+                    waiting.get_or_insert_with(|| self.stats.begin_to_wait());
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

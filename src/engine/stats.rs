@@ -12,6 +12,8 @@ pub struct Stats {
     pub misses: u64,
     /// Requests that were neither looked up nor stored.
     pub bypasses: u64,
+    /// Requests that are waiting, now, for an answer that another request is having computed.
+    pub waiting: u64,
     /// Answers written to the store.
     pub stored: u64,
     /// Answers that should have been stored and were not: queue full, database unreachable, fill overtaken by a
@@ -32,6 +34,7 @@ pub(crate) struct Counters {
     pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
     pub(crate) bypasses: AtomicU64,
+    pub(crate) waiting: AtomicU64,
     pub(crate) stored: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) invalidations: AtomicU64,
@@ -39,6 +42,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    /// Until it is dropped, somebody is waiting.
+    pub(super) fn begin_to_wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
     pub(crate) fn count(&self, counter: impl FnOnce(&Self) -> &AtomicU64) {
         self.add(1, counter);
     }
@@ -52,6 +61,7 @@ impl Counters {
             hits,
             misses,
             bypasses,
+            waiting,
             stored,
             dropped,
             invalidations,
@@ -62,6 +72,7 @@ impl Counters {
             hits: read(hits),
             misses: read(misses),
             bypasses: read(bypasses),
+            waiting: read(waiting),
             stored: read(stored),
             dropped: read(dropped),
             invalidations: read(invalidations),
@@ -69,5 +80,14 @@ impl Counters {
             unused_layers: Vec::new(),
             unmatched_routes: Vec::new(),
         }
+    }
+}
+
+/// A request that waits for somebody else's fill.
+pub(super) struct Waiting<'a>(&'a Counters);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -136,6 +136,10 @@ async fn write_transaction(client: &mut Client) -> Result<Transaction<'_>, Error
 }
 
 impl Store {
+    pub(crate) fn schema(&self) -> &str {
+        &self.sql.schema
+    }
+
     fn is_read_committed(&self) -> bool {
         self.read_committed.load(Ordering::Relaxed)
     }

@@ -2,7 +2,7 @@
 
 use tower_pgcache::PgCacheLayer;
 
-use crate::stage::{Fields, Stage, says, with_ttl};
+use crate::stage::{Fields, Stage, is_in_memory, says, with_ttl};
 
 fn obeying(layer: PgCacheLayer) -> PgCacheLayer {
     with_ttl(layer).request_directives(true)
@@ -25,6 +25,9 @@ async fn they_are_ignored_unless_the_route_says_otherwise() {
 
 #[tokio::test]
 async fn a_request_may_want_another_answer_than_the_stored_one() {
+    if is_in_memory() {
+        return; // it changes the table, or counts on it alone
+    }
     let stage = Stage::new(obeying, &[], "one").await;
     stage.get(&[]).await;
     let aged = "UPDATE pgcache.entry SET born_at = born_at - interval '10 s'";
@@ -49,6 +52,9 @@ async fn a_request_may_want_another_answer_than_the_stored_one() {
 
 #[tokio::test]
 async fn a_request_may_take_a_stale_answer() {
+    if is_in_memory() {
+        return; // it changes the table, or counts on it alone
+    }
     let stage = Stage::new(obeying, &[("etag", "\"1\"")], "one").await;
     stage.get(&[]).await;
     let stale = "UPDATE pgcache.entry SET expires_at = clock_timestamp() - interval '100 s'";

@@ -3,7 +3,7 @@
 use axum::response::Response;
 use http::request::Parts;
 
-use crate::stage::{HOUR, LONG_AGO, MINUTE, Stage, says, with_ttl};
+use crate::stage::{HOUR, LONG_AGO, MINUTE, Stage, is_in_memory, says, with_ttl};
 
 /// `"1"` as long as it is asked about it, then this answer.
 fn not_modified(
@@ -22,6 +22,9 @@ const ROW: &str = "SELECT md5(body) || ' ' || (SELECT string_agg(ctid::text || x
 
 #[tokio::test]
 async fn a_304_freshens_the_head_and_leaves_the_body_where_it_is() {
+    if is_in_memory() {
+        return; // it changes the table, or counts on it alone
+    }
     let body: &'static str = "x".repeat(100_000).leak();
     let fields = &[("etag", "\"1\""), ("x-own", "1"), ("x-kept", "1")];
     let stage = Stage::new(with_ttl, fields, body).await;

@@ -4,7 +4,7 @@ use axum::response::Response;
 use http::request::Parts;
 use test_support::http::Answer;
 
-use crate::stage::{Fields, MINUTE, Stage, ask, engine, says, with_ttl};
+use crate::stage::{Fields, MINUTE, Stage, ask, engine, is_in_memory, says, with_ttl};
 
 /// The answer varies with, and is, what the request says in these fields.
 fn by(fields: &'static str) -> impl Fn(&Parts) -> Response + Send + Sync + 'static {
@@ -166,6 +166,9 @@ async fn a_variant_that_is_freshened_stays_reachable() {
 
 #[tokio::test]
 async fn the_latest_32_variants_stay() {
+    if is_in_memory() {
+        return; // it changes the table, or counts on it alone
+    }
     let stage = Stage::saying(with_ttl, by("x-a")).await;
     for n in 0..33 {
         stage.get(&[("x-a", &n.to_string())]).await;

@@ -186,13 +186,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_variable
 DECLARE
-    found pgcache.lease;
+    known pgcache.lease;
 BEGIN
-    SELECT l.* INTO found FROM pgcache.lease l WHERE l.key = key;
-    IF found.released IS NOT NULL AND NOT pg_visible_in_snapshot(found.released, seen::pg_snapshot) THEN
+    SELECT l.* INTO known FROM pgcache.lease l WHERE l.key = key;
+    IF known.released IS NOT NULL AND NOT pg_visible_in_snapshot(known.released, seen::pg_snapshot) THEN
         RETURN 'look again';
     END IF;
-    IF found.released IS NULL AND found.expires_at > clock_timestamp() THEN
+    IF known.released IS NULL AND known.expires_at > clock_timestamp() THEN
         RETURN 'held';
     END IF;
     INSERT INTO pgcache.lease AS l (key, holder, expires_at)
@@ -200,7 +200,7 @@ BEGIN
         ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE
        SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, released = NULL
      -- as it was when it was looked at
-     WHERE l.holder = found.holder AND l.expires_at = found.expires_at AND l.released IS NOT DISTINCT FROM found.released;
+     WHERE l.holder = known.holder AND l.expires_at = known.expires_at AND l.released IS NOT DISTINCT FROM known.released;
     RETURN CASE WHEN FOUND THEN 'granted' ELSE 'held' END;
 END
 $$;

@@ -1,0 +1,281 @@
+//! Many requests for what is not stored: one of them has it computed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use test_support::Database;
+use test_support::http::{Answer, get as fetch};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tower_pgcache::{Domain, PgCache, domain};
+
+const HANG: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_secs(60);
+const ITEM: Domain = domain!("item");
+
+/// A handler that counts its calls and answers when it may.
+#[derive(Clone)]
+struct Handler {
+    calls: Arc<AtomicU64>,
+    open: Arc<watch::Sender<bool>>,
+    cache_control: &'static str,
+}
+
+impl Handler {
+    fn closed(cache_control: &'static str) -> Self {
+        Self {
+            calls: Arc::default(),
+            open: Arc::new(watch::Sender::new(false)),
+            cache_control,
+        }
+    }
+
+    async fn answer(self) -> impl IntoResponse {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        let mut open = self.open.subscribe();
+        open.wait_for(|open| *open).await.unwrap();
+        ([("cache-control", self.cache_control)], call.to_string())
+    }
+
+    async fn called(&self, times: u64) {
+        let called = async {
+            while self.calls.load(Ordering::SeqCst) < times {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(HANG, called).await.expect("calls of the handler");
+    }
+
+    fn behind(&self, cache: &PgCache) -> Router {
+        let handler = self.clone();
+        Router::new()
+            .route("/", get(move || handler.answer()))
+            .layer(cache.layer().ttl(MINUTE).domain(ITEM))
+    }
+}
+
+async fn instance(database: &Database, memory: usize) -> PgCache {
+    let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(HANG)
+        .lease_wait(HANG)
+        .memory(memory)
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    cache
+}
+
+fn request(app: &Router) -> JoinHandle<Answer> {
+    let app = app.clone();
+    tokio::spawn(async move { fetch(&app, "/").await })
+}
+
+async fn answers(requests: Vec<JoinHandle<Answer>>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for request in requests {
+        let answer = timeout(HANG, request).await.expect("an answer in time");
+        answers.push(answer.unwrap());
+    }
+    answers
+}
+
+/// How many requests wait for a lease or a flight cannot be seen; that the database is idle can.
+async fn all_wait(caches: &[&PgCache], requests: usize) {
+    let waiting = async {
+        while caches
+            .iter()
+            .map(|cache| cache.stats().waiting)
+            .sum::<u64>()
+            < requests as u64
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, waiting).await.expect("requests that wait");
+}
+
+#[tokio::test]
+async fn fifty_misses_on_three_instances_are_one_call() {
+    for memory in [0, 1 << 20] {
+        let database = test_support::database().await;
+        let handler = Handler::closed("max-age=60");
+        let caches = [
+            instance(&database, memory).await,
+            instance(&database, memory).await,
+            instance(&database, memory).await,
+        ];
+        let apps: Vec<Router> = caches.iter().map(|cache| handler.behind(cache)).collect();
+        let requests = (0..50).map(|n| request(&apps[n % 3])).collect();
+        handler.called(1).await;
+        all_wait(&caches.each_ref(), 49).await;
+        handler.open.send_replace(true);
+        for answer in answers(requests).await {
+            assert_eq!(answer.text(), "0");
+        }
+        assert_eq!(handler.calls.load(Ordering::SeqCst), 1, "memory {memory}");
+    }
+}
+
+#[tokio::test]
+async fn followers_are_told_that_they_were_collapsed() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("max-age=60");
+    let cache = instance(&database, 0).await;
+    let app = handler.behind(&cache);
+    let first = request(&app);
+    handler.called(1).await;
+    let second = request(&app);
+    all_wait(&[&cache], 1).await;
+    handler.open.send_replace(true);
+    let answers = answers(vec![first, second]).await;
+    assert!(answers[0].is_stored());
+    assert_eq!(answers[1].cache_status(), "fwd=uri-miss; collapsed");
+    assert!(answers[1].header("age").is_some());
+}
+
+#[tokio::test]
+async fn what_is_not_stored_is_not_waited_for() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("no-store");
+    let cache = instance(&database, 0).await;
+    let app = handler.behind(&cache);
+    let first = request(&app);
+    handler.called(1).await;
+    let others: Vec<_> = (0..5).map(|_| request(&app)).collect();
+    all_wait(&[&cache], 5).await;
+    handler.open.send_replace(true);
+    answers(vec![first]).await;
+    assert_eq!(answers(others).await.len(), 5);
+    assert_eq!(handler.calls.load(Ordering::SeqCst), 6);
+
+    // for a while nobody waits for this one
+    handler.open.send_replace(false);
+    let together: Vec<_> = (0..5).map(|_| request(&app)).collect();
+    handler.called(11).await;
+    handler.open.send_replace(true);
+    answers(together).await;
+}
+
+#[tokio::test]
+async fn a_follower_takes_over_from_a_client_that_has_left() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("max-age=60");
+    let caches = [instance(&database, 0).await, instance(&database, 0).await];
+    let apps: Vec<Router> = caches.iter().map(|cache| handler.behind(cache)).collect();
+    let first = request(&apps[0]);
+    handler.called(1).await;
+    let others = vec![request(&apps[0]), request(&apps[1])];
+    all_wait(&caches.each_ref(), 2).await;
+    first.abort();
+    handler.called(2).await;
+    handler.open.send_replace(true);
+    for answer in answers(others).await {
+        assert_eq!(answer.text(), "1");
+    }
+    assert_eq!(handler.calls.load(Ordering::SeqCst), 2);
+}
+
+/// The change comes while the handler computes: those who came after it must not get what was computed before, those
+/// who came before may.
+#[tokio::test]
+async fn those_who_waited_judge_as_of_their_own_arrival() {
+    for memory in [0, 1 << 20] {
+        let database = test_support::database().await;
+        let handler = Handler::closed("max-age=60");
+        let cache = instance(&database, memory).await;
+        let app = handler.behind(&cache);
+        let first = request(&app);
+        handler.called(1).await;
+        let early = request(&app);
+        all_wait(&[&cache], 1).await;
+        let sql = database.connect().await;
+        sql.batch_execute("SELECT pgcache.invalidate('item')")
+            .await
+            .unwrap();
+        let late = request(&app);
+        all_wait(&[&cache], 2).await;
+        handler.open.send_replace(true);
+        let answers = answers(vec![first, early, late]).await;
+        assert_eq!(answers[0].text(), "0");
+        assert_eq!(answers[1].text(), "0", "it arrived before the change");
+        assert_eq!(answers[2].text(), "1", "it arrived after the change");
+    }
+}
+
+/// Under steady changes an answer is never good "now", and still nobody starves.
+#[tokio::test]
+async fn steady_changes_starve_nobody() {
+    let database = test_support::database().await;
+    let cache = instance(&database, 1 << 20).await;
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    let changer = Arc::new(database.connect().await);
+    let handler = move || async move {
+        // a change before the answer is there, each time
+        changer
+            .batch_execute("SELECT pgcache.invalidate('item')")
+            .await
+            .unwrap();
+        counted.fetch_add(1, Ordering::SeqCst).to_string()
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(cache.layer().ttl(MINUTE).domain(ITEM));
+    let mut requests = JoinSet::new();
+    for _ in 0..50 {
+        let app = app.clone();
+        requests.spawn(async move { fetch(&app, "/").await });
+    }
+    let all = timeout(HANG, requests.join_all()).await;
+    assert_eq!(all.expect("answers in time").len(), 50);
+    let calls = calls.load(Ordering::SeqCst);
+    assert!(calls < 50, "{calls} calls for 50 requests");
+}
+
+#[tokio::test]
+async fn the_lease_of_an_instance_that_died_expires() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("max-age=60");
+    handler.open.send_replace(true);
+    let cache = instance(&database, 0).await;
+    let app = handler.behind(&cache);
+    let sql = database.connect().await;
+    // learns its key
+    request(&app).await.unwrap();
+    cache.settled().await;
+    let died = "INSERT INTO pgcache.lease (key, holder, expires_at)
+                SELECT key, 1, clock_timestamp() + interval '1 s' FROM pgcache.entry
+                ON CONFLICT (key) DO UPDATE SET holder = 1, expires_at = EXCLUDED.expires_at, released = NULL;
+                DELETE FROM pgcache.entry";
+    sql.batch_execute(died).await.unwrap();
+    let until = "SELECT extract(epoch FROM expires_at)::float8 FROM pgcache.lease";
+    let until: f64 = sql.query_one(until, &[]).await.unwrap().get(0);
+    let answer = timeout(HANG, request(&app)).await.expect("in time");
+    assert!(answer.unwrap().is_stored());
+    let now = "SELECT extract(epoch FROM clock_timestamp())::float8";
+    let now: f64 = sql.query_one(now, &[]).await.unwrap().get(0);
+    assert!(now >= until, "not before");
+    assert_eq!(handler.calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn without_rights_on_leases_every_instance_fills_by_itself() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("max-age=60");
+    handler.open.send_replace(true);
+    let cache = instance(&database, 0).await;
+    let sql = database.connect().await;
+    sql.batch_execute("ALTER TABLE pgcache.lease RENAME TO lost")
+        .await
+        .unwrap();
+    let app = handler.behind(&cache);
+    let answer = timeout(HANG, request(&app)).await.expect("in time");
+    assert_eq!(answer.unwrap().status, 200);
+}
