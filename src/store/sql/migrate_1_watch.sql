@@ -138,8 +138,9 @@ CREATE FUNCTION pgcache.difference(w pgcache.watched, before text, after text) R
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN w.columns IS NULL THEN format('%s *<> %s', before, after)
-                ELSE (SELECT format('ROW(%s) *<> ROW(%s)', string_agg(format('%s.%I', before, c.attribute), ', '),
+    SELECT CASE WHEN w.columns IS NULL THEN format('(%s.*) *<> (%s.*)', before, after)
+                -- (without the casts the operator would be applied column by column)
+                ELSE (SELECT format('ROW(%s)::record *<> ROW(%s)::record', string_agg(format('%s.%I', before, c.attribute), ', '),
                                     string_agg(format('%s.%I', after, c.attribute), ', '))
                         FROM (SELECT unnest(w.columns) AS attribute
                                UNION
