@@ -286,7 +286,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     -- so many are read one by one, even if they are to be summed up: enough to tell the tenants in one pass
-    enough    bigint  := greatest(20000, w.max_entities + 1);
+    enough    bigint  := greatest(20000, w.max_entities + 1::bigint);
     -- one row, one entity: no need to look for equal ones
     is_key    boolean := pgcache.key_columns(w.relation) <@ ARRAY[w.tenant_column, w.entity_column];
     before    text := 'SELECT ' || pgcache.collected_of(w, 'old_row') || ' FROM old_rows old_row';
