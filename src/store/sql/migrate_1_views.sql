@@ -17,7 +17,7 @@ CREATE VIEW pgcache.domain_versions AS
 CREATE VIEW pgcache.watched_tables AS
     SELECT w.relation AS "table", w.domain, w.tenant_column, w.entity_column, w.columns, w.max_entities, w.always,
            (SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.relation) THEN 'table dropped'
-                        WHEN bool_or(t.found_state IS NULL AND t.relation = w.relation) THEN 'missing'
+                        WHEN bool_or(t.found_state IS NULL AND t.wanted_state IS NOT NULL AND t.relation = w.relation) THEN 'missing'
                         WHEN bool_or(t.found_state = 'D') THEN 'disabled'
                         WHEN bool_or(t.command IS NOT NULL AND t.relation = w.relation) THEN 'changed'
                         ELSE 'enabled' END
