@@ -249,7 +249,10 @@ BEGIN
             END IF;
             number := 1;
         EXCEPTION WHEN no_data_found THEN
-            RETURN NULL;
+            IF TG_OP <> 'UPDATE' THEN
+                RETURN NULL;
+            END IF;
+            number := 2;                     -- a row that was to move to a partition that refused it is only old
         WHEN too_many_rows THEN
             number := 2;
         WHEN syntax_error_or_access_rule_violation THEN
