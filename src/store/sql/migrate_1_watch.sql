@@ -332,7 +332,7 @@ BEGIN
                 %7$s;
             END IF;
         END IF;
-        WHILE number = 2 LOOP
+        WHILE TG_LEVEL = 'STATEMENT' AND number = 2 LOOP
             IF TG_OP = 'INSERT' THEN
                 %8$s;
             ELSIF TG_OP = 'DELETE' THEN
