@@ -296,17 +296,20 @@ DECLARE
     after     text := 'SELECT ' || pgcache.collected_of(w, 'new_row') || ' FROM new_rows new_row';
     old_value text := 'SELECT ' || pgcache.collected_of(w, 'OLD');
     new_value text := 'SELECT ' || pgcache.collected_of(w, 'NEW');
+    anything  boolean := EXISTS (SELECT FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL);
     lists     text;
     collect   text;
+    collect_all text;
 BEGIN
     SELECT string_agg(c.list, ', ' ORDER BY c.place) INTO lists FROM pgcache.collected(w) c;
-    SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%s) r LIMIT %s) c',
+    SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%1$s) r LIMIT %s) c',
                   string_agg('array_agg(c.' || c.name || ')', ', ' ORDER BY c.place), lists,
-                  CASE WHEN is_key THEN '' ELSE 'DISTINCT' END,
-                  string_agg(CASE c.place WHEN 1 THEN 'r.tenant'
-                                          ELSE format('CASE WHEN one_by_one THEN r.%1$s END AS %1$s', c.name) END,
-                             ', ' ORDER BY c.place), enough)
+                  CASE WHEN NOT anything OR is_key THEN '' ELSE 'DISTINCT' END,
+                  string_agg('r.' || c.name, ', ' ORDER BY c.place), CASE WHEN anything THEN enough ELSE 1 END)
       INTO collect FROM pgcache.collected(w) c;
+    SELECT format('IF one_by_one THEN %s; ELSE SELECT count(*), array_agg(c.tenant) INTO number, tenants '
+                  'FROM (SELECT DISTINCT r.tenant FROM (%%1$s) r LIMIT %s) c; END IF', collect, enough)
+      INTO collect_all;
 
     RETURN format($body$
 -- made by pgcache.watch()
@@ -353,7 +356,7 @@ BEGIN
     IF number IS NULL OR number = 0 THEN
         RETURN NULL;
     END IF;
-    IF number > %11$s THEN
+    IF number > %11$s OR NOT one_by_one THEN
         -- too many to name: every entity of these tenants, or every tenant
         IF number < %2$s THEN
             SELECT array_agg(t.tenant) INTO tenants FROM (SELECT DISTINCT u.tenant FROM unnest(tenants) AS u (tenant)) t;
@@ -376,7 +379,7 @@ $body$,
              THEN pgcache.single_row_source(w) END,
         format(collect, new_value), format(collect, old_value),
         pgcache.difference(w, 'OLD', 'NEW'), format(collect, old_value || ' UNION ALL ' || new_value),
-        format(collect, after), format(collect, before), format(collect, pgcache.changes_of_update(w)),
+        format(collect_all, after), format(collect_all, before), format(collect_all, pgcache.changes_of_update(w)),
         w.max_entities,
         (SELECT string_agg(format('%s := array_fill(NULL::text, ARRAY[cardinality(tenants)]);', c.list), ' ')
            FROM pgcache.collected(w) c WHERE c.place > 1),
