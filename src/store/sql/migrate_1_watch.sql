@@ -160,16 +160,21 @@ DECLARE
     moved   text := pgcache.collected_differs(w, 'old_row', 'new_row');
     differs text := pgcache.difference(w, 'old_row', 'new_row');
     pairing text;
+    -- not the text, if possible: that of a float depends on the settings of the session
+    image   text := CASE WHEN EXISTS (SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                                       WHERE a.attrelid = w.relation AND a.attnum > 0 AND NOT a.attisdropped AND t.typsend = 0)
+                         THEN '(%s.*)::text' ELSE 'record_send(%s.*)' END;
 BEGIN
     IF NOT EXISTS (SELECT FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) THEN
         differs := differs || ' LIMIT 1';
     END IF;
     IF key IS NULL THEN
-        RETURN format('(SELECT %1$s, (old_row.*)::text AS image FROM old_rows old_row'
-                      ' EXCEPT ALL SELECT %2$s, (new_row.*)::text FROM new_rows new_row)'
+        RETURN format('(SELECT %1$s, %3$s AS image FROM old_rows old_row'
+                      ' EXCEPT ALL SELECT %2$s, %4$s FROM new_rows new_row)'
                       ' UNION ALL '
-                      '(SELECT %2$s, (new_row.*)::text FROM new_rows new_row'
-                      ' EXCEPT ALL SELECT %1$s, (old_row.*)::text FROM old_rows old_row)', before, after);
+                      '(SELECT %2$s, %4$s FROM new_rows new_row'
+                      ' EXCEPT ALL SELECT %1$s, %3$s FROM old_rows old_row)', before, after,
+                      format(image, 'old_row'), format(image, 'new_row'));
     END IF;
     SELECT string_agg(format('pgcache.exact(old_row.%1$I, NULL::%2$s[]) = pgcache.exact(new_row.%1$I, NULL::%2$s[])',
                              k.attribute, pgcache.plain_type(w.relation, k.attribute)), ' AND ')
