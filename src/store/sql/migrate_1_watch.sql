@@ -436,7 +436,11 @@ CREATE VIEW pgcache.watch_trigger AS
                     ('truncate', 'TRUNCATE ON %2$s', CASE WHEN w.always THEN 'A' ELSE 'O' END),
                     ('replicated', 'INSERT OR UPDATE OR DELETE ON %2$s FOR EACH ROW',
                      CASE WHEN w.always AND c.relkind = 'r' THEN 'R' END)) AS e (name, event, wanted_state)
-             CROSS JOIN LATERAL (SELECT left(format('pgcache_%s_%s', e.name, s.relnamespace::regnamespace), 63)::name AS name
+             CROSS JOIN LATERAL (SELECT format('pgcache_%s_%s_%s', w.id, e.name,
+                                               CASE WHEN length(s.relnamespace::regnamespace::text) <= 35
+                                                    THEN s.relnamespace::regnamespace::text
+                                                    ELSE left(s.relnamespace::regnamespace::text, 26) || '_'
+                                                         || to_hex(hashtext(s.relnamespace::regnamespace::text)) END)::name AS name
                                    FROM pg_class s WHERE s.oid = 'pgcache.watched'::regclass) n
               LEFT JOIN pg_trigger t ON t.tgrelid = h.relation AND t.tgname = n.name AND NOT t.tgisinternal) x;
 
