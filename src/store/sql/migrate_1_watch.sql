@@ -538,13 +538,17 @@ BEGIN
             = (EXCLUDED.domain, EXCLUDED.tenant_column, EXCLUDED.entity_column, EXCLUDED.columns, EXCLUDED.max_entities,
                EXCLUDED.always);
     changed := pgcache.make_trigger_function(w);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION pgcache.watch_%s() TO %I', w.id, caller);
+    IF NOT has_function_privilege(caller, format('pgcache.watch_%s()', w.id), 'EXECUTE') THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION pgcache.watch_%s() TO %I', w.id, caller);
+    END IF;
     SELECT array_agg(t.command) INTO commands FROM pgcache.watch_trigger t WHERE t.id = w.id AND t.command IS NOT NULL;
     IF changed OR commands IS NOT NULL THEN
         -- Who has written to the table and not committed yet did so under the old rules: he is waited for. What
         -- was stored until now may depend on changes that nobody saw.
-        RETURN format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', w.relation) || commands
-               || format('SELECT pgcache.invalidate(%L)', w.domain);
+        -- (CREATE TRIGGER takes that lock by itself, and a role needs less for it. The old domain, too, loses its guard.)
+        RETURN CASE WHEN stored.id IS NOT NULL THEN ARRAY[format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', w.relation)] END
+               || commands || format('SELECT pgcache.invalidate(%L)', w.domain)
+               || CASE WHEN stored.domain <> w.domain THEN ARRAY[format('SELECT pgcache.invalidate(%L)', stored.domain)] END;
     END IF;
     RETURN '{}';
 END
