@@ -651,10 +651,12 @@ $$;
 
 -- From the commit of this transaction on, a change of `source` is a change of `target` too, for the same tenant: of
 -- every entity; or, with `entity_via`, of the one that this column of the changed row of a watched table
--- names. Cascades go on from there. A statement that has begun may still go by the old rules.
+-- names. Cascades go on from there. It waits for the transactions that have changed something, and those that come wait for it; so
+-- not for long. A statement that has begun may still go by the old rules.
 CREATE FUNCTION pgcache.cascade(source text, target text, entity_via name DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '5s'
 AS $$
 BEGIN
     PERFORM pgcache.require_domain_name('cascade', source);
@@ -668,6 +670,8 @@ BEGIN
                                                     AND r.entity_via IS NOT DISTINCT FROM cascade.entity_via) THEN
         RETURN;
     END IF;
+    -- who has changed the source and not committed yet did so under the old rules
+    LOCK TABLE pgcache.invalidation IN SHARE ROW EXCLUSIVE MODE;
     INSERT INTO pgcache.cascade_rule AS r VALUES (source, target, entity_via)
         ON CONFLICT ON CONSTRAINT cascade_rule_pkey DO UPDATE SET entity_via = EXCLUDED.entity_via;
     PERFORM pgcache.apply_cascades();
