@@ -48,11 +48,12 @@ CREATE VIEW pgcache.cascades AS
       FROM pgcache.cascade_closure c
       LEFT JOIN pgcache.cascade_rule r ON r.source = c.source AND r.target = c.target;
 
--- What is stored. `valid` is worked out for the rows that are asked for, so with a filter or a LIMIT it is cheap.
+-- What is stored. `valid` is worked out for the rows that are asked for, so with a filter or a LIMIT it is cheap. (Not with
+-- clock_timestamp(): a view with a volatile function is worked out whole.)
 CREATE VIEW pgcache.entries AS
     SELECT encode(e.key, 'hex') AS key, e.authority, e.path, e.route, e.tenant, e.scopes, e.vary AS varies_by,
-           clock_timestamp() - e.born_at AS age, e.expires_at - clock_timestamp() AS fresh_for,
-           e.expires_at > clock_timestamp() AS fresh,
+           statement_timestamp() - e.born_at AS age, e.expires_at - statement_timestamp() AS fresh_for,
+           e.expires_at > statement_timestamp() AS fresh,
            coalesce((SELECT s.usable AND s.unchanged FROM pgcache.entry_state s WHERE s.key = e.key), false) AS valid,
            octet_length(e.head) + octet_length(e.body) AS bytes
       FROM pgcache.entry e;
