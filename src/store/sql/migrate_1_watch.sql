@@ -49,6 +49,23 @@ AS $$
                       'uuid'::regtype, 'bool'::regtype)
 $$;
 
+-- Raises an error that a trigger function catches, unless a type is one of the above by nature, whatever its name.
+CREATE FUNCTION pgcache.require_plain(type regtype) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (WITH RECURSIVE base AS (
+                       SELECT t.oid, t.typbasetype, t.typtype, t.typnamespace FROM pg_type t WHERE t.oid = type
+                        UNION ALL
+                       SELECT t.oid, t.typbasetype, t.typtype, t.typnamespace FROM base b JOIN pg_type t ON t.oid = b.typbasetype
+                        WHERE b.typtype = 'd')
+                   SELECT FROM base b WHERE b.typtype = 'b' AND b.typnamespace = 'pg_catalog'::regnamespace) THEN
+        RAISE EXCEPTION 'type % is not a domain over a plain type any more', type USING ERRCODE = 'datatype_mismatch';
+    END IF;
+END
+$$;
+
 -- The columns of the primary key, in its order; null if there is none that the trigger function can compare.
 CREATE FUNCTION pgcache.key_columns(relation regclass) RETURNS name[]
 LANGUAGE sql STABLE
@@ -147,6 +164,30 @@ AS $$
                               SELECT c.attribute FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) c) END
 $$;
 
+-- Statements that look at the types of the columns that have a (CREATE DOMAIN) domain for a type, before anything is
+-- made of their values: another type may have got its name, and comparing or converting that may be code of its owner.
+-- (By the column itself, not by the catalogs, of which an old snapshot may see an old state.)
+CREATE FUNCTION pgcache.type_checks(w pgcache.watched) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('IF TG_LEVEL = ''ROW'' AND TG_OP = ''DELETE'' THEN PERFORM %s; '
+                  'ELSIF TG_LEVEL = ''ROW'' THEN PERFORM %s; '
+                  'ELSIF TG_OP = ''DELETE'' THEN PERFORM %s FROM old_rows old_row LIMIT 1; '
+                  'ELSIF TG_OP = ''INSERT'' THEN PERFORM %s FROM new_rows new_row LIMIT 1; '
+                  'ELSIF TG_OP = ''UPDATE'' THEN PERFORM %s FROM old_rows old_row LIMIT 1; PERFORM %s FROM new_rows new_row LIMIT 1; '
+                  'END IF;',
+                  string_agg(format(c.call, 'OLD', c.attribute), ', '), string_agg(format(c.call, 'NEW', c.attribute), ', '),
+                  string_agg(format(c.call, 'old_row', c.attribute), ', '), string_agg(format(c.call, 'new_row', c.attribute), ', '),
+                  string_agg(format(c.call, 'old_row', c.attribute), ', '), string_agg(format(c.call, 'new_row', c.attribute), ', '))
+      FROM (SELECT 'pgcache.require_plain(pg_typeof(%s.%I))' AS call, a.attname AS attribute
+              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid AND t.typtype = 'd'
+             WHERE a.attrelid = w.relation AND a.attnum > 0 AND NOT a.attisdropped
+               AND (a.attname = ANY (pgcache.key_columns(w.relation))
+                    OR a.attname IN (SELECT c.attribute FROM pgcache.collected(w) c))) c
+    HAVING count(*) > 0
+$$;
+
 -- The query for what an UPDATE changed, in its transition tables. Old and new versions are paired by the primary
 -- key, without one the two sets of rows are compared. (`columns` without a key is refused by watch().)
 CREATE FUNCTION pgcache.changes_of_update(w pgcache.watched) RETURNS text
@@ -241,6 +282,7 @@ BEGIN
         moved       boolean := false;
     BEGIN
         BEGIN
+            %9$s
             IF TG_OP = 'INSERT' THEN
                 SELECT %1$s INTO STRICT tenant, entity FROM new_rows new_row;
             ELSIF TG_OP = 'DELETE' THEN
@@ -260,7 +302,7 @@ BEGIN
             number := 2;                     -- a row that was to move to a partition that refused it is only old
         WHEN too_many_rows THEN
             number := 2;
-        WHEN syntax_error_or_access_rule_violation THEN
+        WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
             number := 2;                     -- said below
         END;
         WHILE number = 1 LOOP
@@ -281,7 +323,7 @@ BEGIN
         pgcache.collected_differs(w, 'old_row', 'new_row'), pgcache.difference(w, 'old_row', 'new_row'),
         CASE WHEN w.tenant_column IS NOT NULL THEN 'tenant_hash := pgcache.tenant_hash(tenant);' END,
         CASE WHEN w.entity_column IS NOT NULL THEN 'entity_hash := pgcache.entity_hash(''d'', entity);' END,
-        pgcache.keys_of(format('(%s)', pgcache.name_hash('d', w.domain)), tenant_hash, entity_hash), w.domain);
+        pgcache.keys_of(format('(%s)', pgcache.name_hash('d', w.domain)), tenant_hash, entity_hash), w.domain, pgcache.type_checks(w));
 END
 $$;
 
@@ -331,6 +373,7 @@ BEGIN
         %3$s
     END IF;
     BEGIN
+        %15$s
         IF TG_LEVEL = 'ROW' THEN
             IF TG_OP = 'INSERT' THEN
                 %4$s;
@@ -352,7 +395,7 @@ BEGIN
             one_by_one := false;             -- too many entities, but perhaps of few tenants
             number := 2;
         END LOOP;
-    EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
         RAISE WARNING 'the cache does not find the columns of %% as they were when pgcache.watch() was called (%%); '
                       'the whole domain is invalidated', TG_RELID::regclass, SQLERRM
             USING HINT = 'Call pgcache.watch() for this table again.';
@@ -388,7 +431,8 @@ $body$,
         w.max_entities,
         (SELECT string_agg(format('%s := array_fill(NULL::text, ARRAY[cardinality(tenants)]);', c.list), ' ')
            FROM pgcache.collected(w) c WHERE c.place > 1),
-        pgcache.keys_of('h.hash', 'h.tenant_hash', 'h.entity_hash'), pgcache.scopes_of_changes(w));
+        pgcache.keys_of('h.hash', 'h.tenant_hash', 'h.entity_hash'), pgcache.scopes_of_changes(w),
+        pgcache.type_checks(w));
 END
 $$;
 
