@@ -848,7 +848,7 @@ DECLARE
     rules    regclass := to_regclass('fraiseql_cache.cascade_rules');
     missing  text;
     rule     record;
-    command  record;
+    event    text;
 BEGIN
     IF versions IS NULL THEN
         RETURN;
@@ -857,8 +857,8 @@ BEGIN
       FROM (VALUES ('tenant_id'), ('domain'), ('version')) AS w (name)
      WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = versions AND a.attname = w.name AND NOT a.attisdropped);
     IF missing IS NULL THEN
-        IF pgcache.plain_type(versions, 'tenant_id') IS NULL OR pgcache.plain_type(versions, 'domain') IS NULL THEN
-            missing := 'a plain type for tenant_id and domain';
+        IF pgcache.plain_type(versions, 'tenant_id') IS DISTINCT FROM 'uuid' OR pgcache.plain_type(versions, 'domain') IS DISTINCT FROM 'text' THEN
+            missing := 'tenant_id uuid or domain text';
         END IF;
     END IF;
     IF missing IS NOT NULL THEN
@@ -866,18 +866,24 @@ BEGIN
         RETURN;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = versions AND t.tgfoid = 'pgcache.follow_fraiseql()'::regprocedure) THEN
-        CREATE TRIGGER pgcache_insert AFTER INSERT ON fraiseql_cache.domain_version REFERENCING NEW TABLE AS new_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_update AFTER UPDATE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_delete AFTER DELETE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_truncate AFTER TRUNCATE ON fraiseql_cache.domain_version
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        FOREACH event IN ARRAY ARRAY['INSERT ON %s REFERENCING NEW TABLE AS new_rows',
+                                     'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows',
+                                     'DELETE ON %s REFERENCING OLD TABLE AS old_rows', 'TRUNCATE ON %s'] LOOP
+            -- (the oid: more than one schema may do so)
+            EXECUTE format('CREATE TRIGGER %I AFTER ' || event || ' FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql()',
+                           format('pgcache_%s_%s', lower(split_part(event, ' ', 1)), 'pgcache.follow_fraiseql()'::regprocedure::oid), versions);
+        END LOOP;
         PERFORM pgcache.invalidate_everything();
     END IF;
     RETURN QUERY SELECT versions::text, 'adopted: its versions invalidate';
     IF rules IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(w.name, ', ') INTO missing
+      FROM (VALUES ('source_domain'), ('target_domain'), ('rule_type')) AS w (name)
+     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rules AND a.attname = w.name AND NOT a.attisdropped);
+    IF missing IS NOT NULL THEN
+        RETURN QUERY SELECT rules::text, 'not adopted: it lacks ' || missing;
         RETURN;
     END IF;
     FOR rule IN EXECUTE format('SELECT DISTINCT source_domain::text AS source, target_domain::text AS target, rule_type::text AS type FROM %s', rules) LOOP
@@ -905,14 +911,15 @@ DECLARE
 BEGIN
     BEGIN
         IF TG_OP = 'INSERT' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT DISTINCT n.tenant_id, n.domain FROM new_rows n) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT DISTINCT pgcache.exact(n.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(n.domain, NULL::text[])) AS domain FROM new_rows n) r;
         ELSIF TG_OP = 'DELETE' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT DISTINCT o.tenant_id, o.domain FROM old_rows o) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT DISTINCT pgcache.exact(o.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(o.domain, NULL::text[])) AS domain FROM old_rows o) r;
         ELSIF TG_OP = 'UPDATE' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT n.tenant_id, n.domain FROM new_rows n UNION SELECT o.tenant_id, o.domain FROM old_rows o) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT pgcache.exact(n.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(n.domain, NULL::text[])) AS domain FROM new_rows n
+                     UNION SELECT pgcache.exact(o.tenant_id, NULL::uuid[])::text, lower(pgcache.exact(o.domain, NULL::text[])) FROM old_rows o) r;
         END IF;
     EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
         RAISE WARNING 'the cache does not know % any more (%): everything is invalidated', TG_RELID::regclass, SQLERRM
