@@ -16,10 +16,14 @@ CREATE VIEW pgcache.domain_versions AS
 
 CREATE VIEW pgcache.watched_tables AS
     SELECT w.relation AS "table", w.domain, w.tenant_column, w.entity_column, w.columns, w.max_entities, w.always,
+           -- changed: watch() would make them otherwise now, for instance because a column got another type or the key is gone
            (SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.relation) THEN 'table dropped'
                         WHEN bool_or(t.found_state IS NULL AND t.wanted_state IS NOT NULL AND t.relation = w.relation) THEN 'missing'
                         WHEN bool_or(t.found_state = 'D') THEN 'disabled'
-                        WHEN bool_or(t.command IS NOT NULL AND t.relation = w.relation) THEN 'changed'
+                        WHEN bool_or(t.command IS NOT NULL AND t.relation = w.relation)
+                             OR (SELECT p.prosrc FROM pg_proc p WHERE p.oid = to_regprocedure(format('pgcache.watch_%s()', w.id)))
+                                IS DISTINCT FROM pgcache.trigger_source(w)
+                        THEN 'changed'
                         ELSE 'enabled' END
               FROM pgcache.watch_trigger t WHERE t.id = w.id) AS triggers,
            -- partitions and children that were added after watch(): what is written to them directly is not seen
