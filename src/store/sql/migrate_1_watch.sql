@@ -547,6 +547,12 @@ BEGIN
                 USING ERRCODE = 'undefined_column';
         END IF;
     END LOOP;
+    SELECT quote_ident(a.attname) INTO bad FROM pg_attribute a
+     WHERE a.attrelid = w.relation AND a.attgenerated = 'v' AND a.attname = ANY (w.columns || w.tenant_column || w.entity_column);
+    IF FOUND THEN
+        RAISE EXCEPTION 'pgcache.watch: column % of % is virtual: a trigger is not told its values', bad, w.relation
+            USING ERRCODE = 'feature_not_supported', HINT = 'Name the columns that it is generated from, or make it STORED.';
+    END IF;
     FOREACH attr IN ARRAY array_remove(ARRAY[w.tenant_column, w.entity_column], NULL) LOOP
         IF pgcache.plain_type(w.relation, attr) IS NULL THEN
             RAISE EXCEPTION 'pgcache.watch: column % of % has the type %, which cannot name a tenant or an entity',
