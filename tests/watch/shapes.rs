@@ -1,6 +1,6 @@
 //! Tables of unusual shape.
 
-use crate::stage::{Stage, run};
+use crate::stage::{Stage, refusal, run, text};
 
 #[tokio::test]
 async fn without_a_primary_key() {
@@ -245,13 +245,13 @@ async fn a_virtual_column_is_refused() {
         "tenant_column => 'e'",
         "columns => '{e}'",
     ] {
-        let (message, hint) = crate::stage::refusal(
+        let (message, hint) = refusal(
             &stage.sql,
             &format!("SELECT pgcache.watch('item', {arguments})"),
         )
         .await;
         assert!(
-            message.contains("column e of item") && message.contains("virtual"),
+            message.contains("column e of public.item is virtual"),
             "{message}"
         );
         assert!(hint.contains("STORED"), "{hint}");
@@ -263,6 +263,43 @@ async fn a_virtual_column_is_refused() {
     .await;
     run(&stage.sql, "INSERT INTO item VALUES (1, 1), (2, 2)").await;
     stage.expect("UPDATE item SET t = 1", &["item */2"]).await;
+    stage.expect("UPDATE item SET t = 1", &[]).await;
+    run(
+        &stage.sql,
+        "CREATE TABLE keyless (t int, e int GENERATED ALWAYS AS (t + 1) VIRTUAL);
+         SELECT pgcache.watch('keyless', entity_column => 't'), pgcache.cascade('item', 'other', 'e');",
+    )
+    .await;
+    stage
+        .expect(
+            "INSERT INTO keyless VALUES (1), (2)",
+            &["keyless */1", "keyless */2"],
+        )
+        .await;
+    stage
+        .expect("UPDATE keyless SET t = 2", &["keyless */1", "keyless */2"])
+        .await;
+    stage
+        .expect("INSERT INTO item VALUES (4, 1)", &["item */4", "other */*"])
+        .await;
+    // one that was not virtual before fails nobody, and is shown
+    run(
+        &stage.sql,
+        "CREATE TABLE late (id int PRIMARY KEY, t int, e int); INSERT INTO late VALUES (1, 1), (2, 1);
+         SELECT pgcache.watch('late', entity_column => 'e', columns => '{id}');
+         ALTER TABLE late DROP e; ALTER TABLE late ADD e int GENERATED ALWAYS AS (t + 1) VIRTUAL",
+    )
+    .await;
+    for statement in [
+        "INSERT INTO late VALUES (3, 1)",
+        "INSERT INTO late VALUES (4, 1), (5, 2)",
+        "DELETE FROM late WHERE id = 3",
+        "DELETE FROM late WHERE id > 3",
+    ] {
+        stage.expect(statement, &["late */*"]).await;
+    }
+    let broken = "SELECT broken_columns FROM pgcache.watched_tables WHERE domain = 'late'";
+    assert_eq!(text(&stage.sql, broken).await, "{e}");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ CREATE VIEW pgcache.watched_tables AS
            ARRAY(SELECT c.attribute FROM unnest(w.columns || w.tenant_column || w.entity_column) AS c (attribute)
                   WHERE c.attribute IS NOT NULL
                     AND (NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = w.relation AND a.attname = c.attribute
-                                                                  AND NOT a.attisdropped)
+                                                                  AND NOT a.attisdropped AND a.attgenerated <> 'v')
                          OR c.attribute IN (w.tenant_column, w.entity_column)
                             AND pgcache.plain_type(w.relation, c.attribute) IS NULL)) AS broken_columns
       FROM pgcache.watched w;

@@ -40,6 +40,7 @@ AS $$
     WITH RECURSIVE base AS (
         SELECT a.atttypid AS declared, a.atttypid AS type FROM pg_attribute a
          WHERE a.attrelid = relation AND a.attname = attribute AND a.attnum > 0 AND NOT a.attisdropped
+           AND a.attgenerated <> 'v'         -- (virtual: unknown to triggers)
          UNION ALL
         SELECT b.declared, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.type AND t.typtype = 'd'
     )
@@ -302,7 +303,7 @@ BEGIN
             number := 2;                     -- a row that was to move to a partition that refused it is only old
         WHEN too_many_rows THEN
             number := 2;
-        WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
+        WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
             number := 2;                     -- said below
         END;
         WHILE number = 1 LOOP
@@ -395,7 +396,7 @@ BEGIN
             one_by_one := false;             -- too many entities, but perhaps of few tenants
             number := 2;
         END LOOP;
-    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name THEN
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
         RAISE WARNING 'the cache does not find the columns of %% as they were when pgcache.watch() was called (%%); '
                       'the whole domain is invalidated', TG_RELID::regclass, SQLERRM
             USING HINT = 'Call pgcache.watch() for this table again.';
