@@ -1,4 +1,4 @@
-//! The views for people, and refresh().
+//! The views for people, and `refresh()`.
 
 use axum::Router;
 use axum::routing::get;
