@@ -16,10 +16,14 @@ CREATE VIEW pgcache.domain_versions AS
 
 CREATE VIEW pgcache.watched_tables AS
     SELECT w.relation AS "table", w.domain, w.tenant_column, w.entity_column, w.columns, w.max_entities, w.always,
+           -- changed: watch() would make them otherwise now, for instance because a column got another type or the key is gone
            (SELECT CASE WHEN NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = w.relation) THEN 'table dropped'
-                        WHEN bool_or(t.found_state IS NULL AND t.relation = w.relation) THEN 'missing'
+                        WHEN bool_or(t.found_state IS NULL AND t.wanted_state IS NOT NULL AND t.relation = w.relation) THEN 'missing'
                         WHEN bool_or(t.found_state = 'D') THEN 'disabled'
-                        WHEN bool_or(t.command IS NOT NULL AND t.relation = w.relation) THEN 'changed'
+                        WHEN bool_or(t.command IS NOT NULL AND t.relation = w.relation)
+                             OR (SELECT p.prosrc FROM pg_proc p WHERE p.oid = to_regprocedure(format('pgcache.watch_%s()', w.id)))
+                                IS DISTINCT FROM pgcache.trigger_source(w)
+                        THEN 'changed'
                         ELSE 'enabled' END
               FROM pgcache.watch_trigger t WHERE t.id = w.id) AS triggers,
            -- partitions and children that were added after watch(): what is written to them directly is not seen
@@ -29,7 +33,7 @@ CREATE VIEW pgcache.watched_tables AS
            ARRAY(SELECT c.attribute FROM unnest(w.columns || w.tenant_column || w.entity_column) AS c (attribute)
                   WHERE c.attribute IS NOT NULL
                     AND (NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = w.relation AND a.attname = c.attribute
-                                                                  AND NOT a.attisdropped)
+                                                                  AND NOT a.attisdropped AND a.attgenerated <> 'v')
                          OR c.attribute IN (w.tenant_column, w.entity_column)
                             AND pgcache.plain_type(w.relation, c.attribute) IS NULL)) AS broken_columns
       FROM pgcache.watched w;
@@ -48,11 +52,12 @@ CREATE VIEW pgcache.cascades AS
       FROM pgcache.cascade_closure c
       LEFT JOIN pgcache.cascade_rule r ON r.source = c.source AND r.target = c.target;
 
--- What is stored. `valid` is worked out for the rows that are asked for, so with a filter or a LIMIT it is cheap.
+-- What is stored. `valid` is worked out for the rows that are asked for, so with a filter or a LIMIT it is cheap. (Not with
+-- clock_timestamp(): a view with a volatile function is worked out whole.)
 CREATE VIEW pgcache.entries AS
     SELECT encode(e.key, 'hex') AS key, e.authority, e.path, e.route, e.tenant, e.scopes, e.vary AS varies_by,
-           clock_timestamp() - e.born_at AS age, e.expires_at - clock_timestamp() AS fresh_for,
-           e.expires_at > clock_timestamp() AS fresh,
+           statement_timestamp() - e.born_at AS age, e.expires_at - statement_timestamp() AS fresh_for,
+           e.expires_at > statement_timestamp() AS fresh,
            coalesce((SELECT s.usable AND s.unchanged FROM pgcache.entry_state s WHERE s.key = e.key), false) AS valid,
            octet_length(e.head) + octet_length(e.body) AS bytes
       FROM pgcache.entry e;

@@ -40,6 +40,7 @@ AS $$
     WITH RECURSIVE base AS (
         SELECT a.atttypid AS declared, a.atttypid AS type FROM pg_attribute a
          WHERE a.attrelid = relation AND a.attname = attribute AND a.attnum > 0 AND NOT a.attisdropped
+           AND a.attgenerated <> 'v'         -- (virtual: unknown to triggers)
          UNION ALL
         SELECT b.declared, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.type AND t.typtype = 'd'
     )
@@ -47,6 +48,23 @@ AS $$
      WHERE b.type IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'numeric'::regtype, 'oid'::regtype,
                       'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'name'::regtype, '"char"'::regtype,
                       'uuid'::regtype, 'bool'::regtype)
+$$;
+
+-- Raises an error that a trigger function catches, unless a type is one of the above by nature, whatever its name.
+CREATE FUNCTION pgcache.require_plain(type regtype) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (WITH RECURSIVE base AS (
+                       SELECT t.oid, t.typbasetype, t.typtype, t.typnamespace FROM pg_type t WHERE t.oid = type
+                        UNION ALL
+                       SELECT t.oid, t.typbasetype, t.typtype, t.typnamespace FROM base b JOIN pg_type t ON t.oid = b.typbasetype
+                        WHERE b.typtype = 'd')
+                   SELECT FROM base b WHERE b.typtype = 'b' AND b.typnamespace = 'pg_catalog'::regnamespace) THEN
+        RAISE EXCEPTION 'type % is not a domain over a plain type any more', type USING ERRCODE = 'datatype_mismatch';
+    END IF;
+END
 $$;
 
 -- The columns of the primary key, in its order; null if there is none that the trigger function can compare.
@@ -138,12 +156,37 @@ CREATE FUNCTION pgcache.difference(w pgcache.watched, before text, after text) R
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE WHEN w.columns IS NULL THEN format('%s *<> %s', before, after)
-                ELSE (SELECT format('ROW(%s) *<> ROW(%s)', string_agg(format('%s.%I', before, c.attribute), ', '),
+    SELECT CASE WHEN w.columns IS NULL THEN format('(%s.*) *<> (%s.*)', before, after)
+                -- (without the casts the operator would be applied column by column)
+                ELSE (SELECT format('ROW(%s)::record *<> ROW(%s)::record', string_agg(format('%s.%I', before, c.attribute), ', '),
                                     string_agg(format('%s.%I', after, c.attribute), ', '))
                         FROM (SELECT unnest(w.columns) AS attribute
                                UNION
                               SELECT c.attribute FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) c) END
+$$;
+
+-- Statements that look at the types of the columns that have a (CREATE DOMAIN) domain for a type, before anything is
+-- made of their values: another type may have got its name, and comparing or converting that may be code of its owner.
+-- (By the column itself, not by the catalogs, of which an old snapshot may see an old state.)
+CREATE FUNCTION pgcache.type_checks(w pgcache.watched) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format('IF TG_LEVEL = ''ROW'' AND TG_OP = ''DELETE'' THEN PERFORM %s; '
+                  'ELSIF TG_LEVEL = ''ROW'' THEN PERFORM %s; '
+                  'ELSIF TG_OP = ''DELETE'' THEN PERFORM %s FROM old_rows old_row LIMIT 1; '
+                  'ELSIF TG_OP = ''INSERT'' THEN PERFORM %s FROM new_rows new_row LIMIT 1; '
+                  'ELSIF TG_OP = ''UPDATE'' THEN PERFORM %s FROM old_rows old_row LIMIT 1; PERFORM %s FROM new_rows new_row LIMIT 1; '
+                  'END IF;',
+                  string_agg(format(c.call, 'OLD', c.attribute), ', '), string_agg(format(c.call, 'NEW', c.attribute), ', '),
+                  string_agg(format(c.call, 'old_row', c.attribute), ', '), string_agg(format(c.call, 'new_row', c.attribute), ', '),
+                  string_agg(format(c.call, 'old_row', c.attribute), ', '), string_agg(format(c.call, 'new_row', c.attribute), ', '))
+      FROM (SELECT 'pgcache.require_plain(pg_typeof(%s.%I))' AS call, a.attname AS attribute
+              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid AND t.typtype = 'd'
+             WHERE a.attrelid = w.relation AND a.attnum > 0 AND NOT a.attisdropped
+               AND (a.attname = ANY (pgcache.key_columns(w.relation))
+                    OR a.attname IN (SELECT c.attribute FROM pgcache.collected(w) c))) c
+    HAVING count(*) > 0
 $$;
 
 -- The query for what an UPDATE changed, in its transition tables. Old and new versions are paired by the primary
@@ -159,16 +202,21 @@ DECLARE
     moved   text := pgcache.collected_differs(w, 'old_row', 'new_row');
     differs text := pgcache.difference(w, 'old_row', 'new_row');
     pairing text;
+    -- not the text, if possible: that of a float depends on the settings of the session
+    image   text := CASE WHEN EXISTS (SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                                       WHERE a.attrelid = w.relation AND a.attnum > 0 AND NOT a.attisdropped AND t.typsend = 0)
+                         THEN '(%s.*)::text' ELSE 'record_send(%s.*)' END;
 BEGIN
     IF NOT EXISTS (SELECT FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL) THEN
         differs := differs || ' LIMIT 1';
     END IF;
     IF key IS NULL THEN
-        RETURN format('(SELECT %1$s, (old_row.*)::text AS image FROM old_rows old_row'
-                      ' EXCEPT ALL SELECT %2$s, (new_row.*)::text FROM new_rows new_row)'
+        RETURN format('(SELECT %1$s, %3$s AS image FROM old_rows old_row'
+                      ' EXCEPT ALL SELECT %2$s, %4$s FROM new_rows new_row)'
                       ' UNION ALL '
-                      '(SELECT %2$s, (new_row.*)::text FROM new_rows new_row'
-                      ' EXCEPT ALL SELECT %1$s, (old_row.*)::text FROM old_rows old_row)', before, after);
+                      '(SELECT %2$s, %4$s FROM new_rows new_row'
+                      ' EXCEPT ALL SELECT %1$s, %3$s FROM old_rows old_row)', before, after,
+                      format(image, 'old_row'), format(image, 'new_row'));
     END IF;
     SELECT string_agg(format('pgcache.exact(old_row.%1$I, NULL::%2$s[]) = pgcache.exact(new_row.%1$I, NULL::%2$s[])',
                              k.attribute, pgcache.plain_type(w.relation, k.attribute)), ' AND ')
@@ -235,6 +283,7 @@ BEGIN
         moved       boolean := false;
     BEGIN
         BEGIN
+            %9$s
             IF TG_OP = 'INSERT' THEN
                 SELECT %1$s INTO STRICT tenant, entity FROM new_rows new_row;
             ELSIF TG_OP = 'DELETE' THEN
@@ -248,10 +297,13 @@ BEGIN
             END IF;
             number := 1;
         EXCEPTION WHEN no_data_found THEN
-            RETURN NULL;
+            IF TG_OP <> 'UPDATE' THEN
+                RETURN NULL;
+            END IF;
+            number := 2;                     -- a row that was to move to a partition that refused it is only old
         WHEN too_many_rows THEN
             number := 2;
-        WHEN syntax_error_or_access_rule_violation THEN
+        WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
             number := 2;                     -- said below
         END;
         WHILE number = 1 LOOP
@@ -272,7 +324,7 @@ BEGIN
         pgcache.collected_differs(w, 'old_row', 'new_row'), pgcache.difference(w, 'old_row', 'new_row'),
         CASE WHEN w.tenant_column IS NOT NULL THEN 'tenant_hash := pgcache.tenant_hash(tenant);' END,
         CASE WHEN w.entity_column IS NOT NULL THEN 'entity_hash := pgcache.entity_hash(''d'', entity);' END,
-        pgcache.keys_of(format('(%s)', pgcache.name_hash('d', w.domain)), tenant_hash, entity_hash), w.domain);
+        pgcache.keys_of(format('(%s)', pgcache.name_hash('d', w.domain)), tenant_hash, entity_hash), w.domain, pgcache.type_checks(w));
 END
 $$;
 
@@ -285,24 +337,27 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     -- so many are read one by one, even if they are to be summed up: enough to tell the tenants in one pass
-    enough    bigint  := greatest(20000, w.max_entities + 1);
+    enough    bigint  := greatest(20000, w.max_entities + 1::bigint);
     -- one row, one entity: no need to look for equal ones
     is_key    boolean := pgcache.key_columns(w.relation) <@ ARRAY[w.tenant_column, w.entity_column];
     before    text := 'SELECT ' || pgcache.collected_of(w, 'old_row') || ' FROM old_rows old_row';
     after     text := 'SELECT ' || pgcache.collected_of(w, 'new_row') || ' FROM new_rows new_row';
     old_value text := 'SELECT ' || pgcache.collected_of(w, 'OLD');
     new_value text := 'SELECT ' || pgcache.collected_of(w, 'NEW');
+    anything  boolean := EXISTS (SELECT FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL);
     lists     text;
     collect   text;
+    collect_all text;
 BEGIN
     SELECT string_agg(c.list, ', ' ORDER BY c.place) INTO lists FROM pgcache.collected(w) c;
-    SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%s) r LIMIT %s) c',
+    SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%1$s) r LIMIT %s) c',
                   string_agg('array_agg(c.' || c.name || ')', ', ' ORDER BY c.place), lists,
-                  CASE WHEN is_key THEN '' ELSE 'DISTINCT' END,
-                  string_agg(CASE c.place WHEN 1 THEN 'r.tenant'
-                                          ELSE format('CASE WHEN one_by_one THEN r.%1$s END AS %1$s', c.name) END,
-                             ', ' ORDER BY c.place), enough)
+                  CASE WHEN NOT anything OR is_key THEN '' ELSE 'DISTINCT' END,
+                  string_agg('r.' || c.name, ', ' ORDER BY c.place), CASE WHEN anything THEN enough ELSE 1 END)
       INTO collect FROM pgcache.collected(w) c;
+    SELECT format('IF one_by_one THEN %s; ELSE SELECT count(*), array_agg(c.tenant) INTO number, tenants '
+                  'FROM (SELECT DISTINCT r.tenant FROM (%%1$s) r LIMIT %s) c; END IF', collect, enough)
+      INTO collect_all;
 
     RETURN format($body$
 -- made by pgcache.watch()
@@ -319,6 +374,7 @@ BEGIN
         %3$s
     END IF;
     BEGIN
+        %15$s
         IF TG_LEVEL = 'ROW' THEN
             IF TG_OP = 'INSERT' THEN
                 %4$s;
@@ -328,7 +384,7 @@ BEGIN
                 %7$s;
             END IF;
         END IF;
-        WHILE number = 2 LOOP
+        WHILE TG_LEVEL = 'STATEMENT' AND number = 2 LOOP
             IF TG_OP = 'INSERT' THEN
                 %8$s;
             ELSIF TG_OP = 'DELETE' THEN
@@ -340,7 +396,7 @@ BEGIN
             one_by_one := false;             -- too many entities, but perhaps of few tenants
             number := 2;
         END LOOP;
-    EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR invalid_schema_name OR internal_error THEN
         RAISE WARNING 'the cache does not find the columns of %% as they were when pgcache.watch() was called (%%); '
                       'the whole domain is invalidated', TG_RELID::regclass, SQLERRM
             USING HINT = 'Call pgcache.watch() for this table again.';
@@ -349,7 +405,7 @@ BEGIN
     IF number IS NULL OR number = 0 THEN
         RETURN NULL;
     END IF;
-    IF number > %11$s THEN
+    IF number > %11$s OR NOT one_by_one THEN
         -- too many to name: every entity of these tenants, or every tenant
         IF number < %2$s THEN
             SELECT array_agg(t.tenant) INTO tenants FROM (SELECT DISTINCT u.tenant FROM unnest(tenants) AS u (tenant)) t;
@@ -372,11 +428,12 @@ $body$,
              THEN pgcache.single_row_source(w) END,
         format(collect, new_value), format(collect, old_value),
         pgcache.difference(w, 'OLD', 'NEW'), format(collect, old_value || ' UNION ALL ' || new_value),
-        format(collect, after), format(collect, before), format(collect, pgcache.changes_of_update(w)),
+        format(collect_all, after), format(collect_all, before), format(collect_all, pgcache.changes_of_update(w)),
         w.max_entities,
         (SELECT string_agg(format('%s := array_fill(NULL::text, ARRAY[cardinality(tenants)]);', c.list), ' ')
            FROM pgcache.collected(w) c WHERE c.place > 1),
-        pgcache.keys_of('h.hash', 'h.tenant_hash', 'h.entity_hash'), pgcache.scopes_of_changes(w));
+        pgcache.keys_of('h.hash', 'h.tenant_hash', 'h.entity_hash'), pgcache.scopes_of_changes(w),
+        pgcache.type_checks(w));
 END
 $$;
 
@@ -424,7 +481,11 @@ CREATE VIEW pgcache.watch_trigger AS
                     ('truncate', 'TRUNCATE ON %2$s', CASE WHEN w.always THEN 'A' ELSE 'O' END),
                     ('replicated', 'INSERT OR UPDATE OR DELETE ON %2$s FOR EACH ROW',
                      CASE WHEN w.always AND c.relkind = 'r' THEN 'R' END)) AS e (name, event, wanted_state)
-             CROSS JOIN LATERAL (SELECT left(format('pgcache_%s_%s', e.name, s.relnamespace::regnamespace), 63)::name AS name
+             CROSS JOIN LATERAL (SELECT format('pgcache_%s_%s_%s', w.id, e.name,
+                                               CASE WHEN length(s.relnamespace::regnamespace::text) <= 35
+                                                    THEN s.relnamespace::regnamespace::text
+                                                    ELSE left(s.relnamespace::regnamespace::text, 26) || '_'
+                                                         || to_hex(hashtext(s.relnamespace::regnamespace::text)) END)::name AS name
                                    FROM pg_class s WHERE s.oid = 'pgcache.watched'::regclass) n
               LEFT JOIN pg_trigger t ON t.tgrelid = h.relation AND t.tgname = n.name AND NOT t.tgisinternal) x;
 
@@ -487,6 +548,12 @@ BEGIN
                 USING ERRCODE = 'undefined_column';
         END IF;
     END LOOP;
+    SELECT quote_ident(a.attname) INTO bad FROM pg_attribute a
+     WHERE a.attrelid = w.relation AND a.attgenerated = 'v' AND a.attname = ANY (w.columns || w.tenant_column || w.entity_column);
+    IF FOUND THEN
+        RAISE EXCEPTION 'pgcache.watch: column % of % is virtual: a trigger is not told its values', bad, w.relation
+            USING ERRCODE = 'feature_not_supported', HINT = 'Name the columns that it is generated from, or make it STORED.';
+    END IF;
     FOREACH attr IN ARRAY array_remove(ARRAY[w.tenant_column, w.entity_column], NULL) LOOP
         IF pgcache.plain_type(w.relation, attr) IS NULL THEN
             RAISE EXCEPTION 'pgcache.watch: column % of % has the type %, which cannot name a tenant or an entity',
@@ -522,13 +589,17 @@ BEGIN
             = (EXCLUDED.domain, EXCLUDED.tenant_column, EXCLUDED.entity_column, EXCLUDED.columns, EXCLUDED.max_entities,
                EXCLUDED.always);
     changed := pgcache.make_trigger_function(w);
-    EXECUTE format('GRANT EXECUTE ON FUNCTION pgcache.watch_%s() TO %I', w.id, caller);
+    IF NOT has_function_privilege(caller, format('pgcache.watch_%s()', w.id), 'EXECUTE') THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION pgcache.watch_%s() TO %I', w.id, caller);
+    END IF;
     SELECT array_agg(t.command) INTO commands FROM pgcache.watch_trigger t WHERE t.id = w.id AND t.command IS NOT NULL;
     IF changed OR commands IS NOT NULL THEN
         -- Who has written to the table and not committed yet did so under the old rules: he is waited for. What
         -- was stored until now may depend on changes that nobody saw.
-        RETURN format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', w.relation) || commands
-               || format('SELECT pgcache.invalidate(%L)', w.domain);
+        -- (CREATE TRIGGER takes that lock by itself, and a role needs less for it. The old domain, too, loses its guard.)
+        RETURN CASE WHEN stored.id IS NOT NULL THEN ARRAY[format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', w.relation)] END
+               || commands || format('SELECT pgcache.invalidate(%L)', w.domain)
+               || CASE WHEN stored.domain <> w.domain THEN ARRAY[format('SELECT pgcache.invalidate(%L)', stored.domain)] END;
     END IF;
     RETURN '{}';
 END
@@ -631,10 +702,12 @@ $$;
 
 -- From the commit of this transaction on, a change of `source` is a change of `target` too, for the same tenant: of
 -- every entity; or, with `entity_via`, of the one that this column of the changed row of a watched table
--- names. Cascades go on from there. A statement that has begun may still go by the old rules.
+-- names. Cascades go on from there. It waits for the transactions that have changed something, and those that come wait for it; so
+-- not for long. A statement that has begun may still go by the old rules.
 CREATE FUNCTION pgcache.cascade(source text, target text, entity_via name DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '5s'
 AS $$
 BEGIN
     PERFORM pgcache.require_domain_name('cascade', source);
@@ -648,6 +721,8 @@ BEGIN
                                                     AND r.entity_via IS NOT DISTINCT FROM cascade.entity_via) THEN
         RETURN;
     END IF;
+    -- who has changed the source and not committed yet did so under the old rules
+    LOCK TABLE pgcache.invalidation IN SHARE ROW EXCLUSIVE MODE;
     INSERT INTO pgcache.cascade_rule AS r VALUES (source, target, entity_via)
         ON CONFLICT ON CONSTRAINT cascade_rule_pkey DO UPDATE SET entity_via = EXCLUDED.entity_via;
     PERFORM pgcache.apply_cascades();
@@ -780,7 +855,7 @@ DECLARE
     rules    regclass := to_regclass('fraiseql_cache.cascade_rules');
     missing  text;
     rule     record;
-    command  record;
+    event    text;
 BEGIN
     IF versions IS NULL THEN
         RETURN;
@@ -789,8 +864,8 @@ BEGIN
       FROM (VALUES ('tenant_id'), ('domain'), ('version')) AS w (name)
      WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = versions AND a.attname = w.name AND NOT a.attisdropped);
     IF missing IS NULL THEN
-        IF pgcache.plain_type(versions, 'tenant_id') IS NULL OR pgcache.plain_type(versions, 'domain') IS NULL THEN
-            missing := 'a plain type for tenant_id and domain';
+        IF pgcache.plain_type(versions, 'tenant_id') IS DISTINCT FROM 'uuid' OR pgcache.plain_type(versions, 'domain') IS DISTINCT FROM 'text' THEN
+            missing := 'tenant_id uuid or domain text';
         END IF;
     END IF;
     IF missing IS NOT NULL THEN
@@ -798,18 +873,24 @@ BEGIN
         RETURN;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = versions AND t.tgfoid = 'pgcache.follow_fraiseql()'::regprocedure) THEN
-        CREATE TRIGGER pgcache_insert AFTER INSERT ON fraiseql_cache.domain_version REFERENCING NEW TABLE AS new_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_update AFTER UPDATE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_delete AFTER DELETE ON fraiseql_cache.domain_version REFERENCING OLD TABLE AS old_rows
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
-        CREATE TRIGGER pgcache_truncate AFTER TRUNCATE ON fraiseql_cache.domain_version
-            FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql();
+        FOREACH event IN ARRAY ARRAY['INSERT ON %s REFERENCING NEW TABLE AS new_rows',
+                                     'UPDATE ON %s REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows',
+                                     'DELETE ON %s REFERENCING OLD TABLE AS old_rows', 'TRUNCATE ON %s'] LOOP
+            -- (the oid: more than one schema may do so)
+            EXECUTE format('CREATE TRIGGER %I AFTER ' || event || ' FOR EACH STATEMENT EXECUTE FUNCTION pgcache.follow_fraiseql()',
+                           format('pgcache_%s_%s', lower(split_part(event, ' ', 1)), 'pgcache.follow_fraiseql()'::regprocedure::oid), versions);
+        END LOOP;
         PERFORM pgcache.invalidate_everything();
     END IF;
     RETURN QUERY SELECT versions::text, 'adopted: its versions invalidate';
     IF rules IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(w.name, ', ') INTO missing
+      FROM (VALUES ('source_domain'), ('target_domain'), ('rule_type')) AS w (name)
+     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = rules AND a.attname = w.name AND NOT a.attisdropped);
+    IF missing IS NOT NULL THEN
+        RETURN QUERY SELECT rules::text, 'not adopted: it lacks ' || missing;
         RETURN;
     END IF;
     FOR rule IN EXECUTE format('SELECT DISTINCT source_domain::text AS source, target_domain::text AS target, rule_type::text AS type FROM %s', rules) LOOP
@@ -837,14 +918,15 @@ DECLARE
 BEGIN
     BEGIN
         IF TG_OP = 'INSERT' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT DISTINCT n.tenant_id, n.domain FROM new_rows n) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT DISTINCT pgcache.exact(n.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(n.domain, NULL::text[])) AS domain FROM new_rows n) r;
         ELSIF TG_OP = 'DELETE' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT DISTINCT o.tenant_id, o.domain FROM old_rows o) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT DISTINCT pgcache.exact(o.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(o.domain, NULL::text[])) AS domain FROM old_rows o) r;
         ELSIF TG_OP = 'UPDATE' THEN
-            SELECT array_agg(r.tenant_id::text), array_agg(lower(r.domain::text)) INTO tenants, domains
-              FROM (SELECT n.tenant_id, n.domain FROM new_rows n UNION SELECT o.tenant_id, o.domain FROM old_rows o) r;
+            SELECT array_agg(r.tenant), array_agg(r.domain) INTO tenants, domains
+              FROM (SELECT pgcache.exact(n.tenant_id, NULL::uuid[])::text AS tenant, lower(pgcache.exact(n.domain, NULL::text[])) AS domain FROM new_rows n
+                     UNION SELECT pgcache.exact(o.tenant_id, NULL::uuid[])::text, lower(pgcache.exact(o.domain, NULL::text[])) FROM old_rows o) r;
         END IF;
     EXCEPTION WHEN syntax_error_or_access_rule_violation THEN
         RAISE WARNING 'the cache does not know % any more (%): everything is invalidated', TG_RELID::regclass, SQLERRM
