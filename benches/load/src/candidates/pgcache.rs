@@ -48,10 +48,9 @@ impl Mode {
 pub(crate) async fn pgcache(mode: Mode, app: &App, url: &str) -> Result<Router, Error> {
     let schema = format!("load_{mode:?}").to_lowercase();
     let builder = PgCache::builder(pool(url).await?).schema(schema);
-    // Until the memory tier is there, all modes are the third one. Then: let builder = builder.memory(mode.memory());
-    let _ = mode.memory();
+    let builder = builder.memory(mode.memory());
     let builder = match mode.max_staleness() {
-        Some(_duration) => builder, // then: builder.max_staleness(_duration)
+        Some(duration) => builder.max_staleness(duration),
         None => builder,
     };
     let cache = builder.build()?;
