@@ -45,8 +45,9 @@ pub(crate) struct Planned {
 
 impl Caching {
     pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Planned {
+        let depth = Mark::depth(request.extensions(), &self.cache.engine);
         self.rules.route(request, |routed| Planned {
-            plan: routed.plan(request),
+            plan: routed.plan(request, depth),
             tenant: routed.tenant_of_change(),
             invalidate_on: routed.policy.invalidate_on.clone(),
             head: routed

@@ -7,6 +7,7 @@
 //! 4. An answer to a request that somebody vouched for has another key than one to a request without a witness,
 //!    and each tenant and each principal has its own.
 //! 5. The settings that decide who shares an answer are part of the key.
+//! 6. What a layer inside another one of its engine stores has another key than what the outer one would.
 
 use std::fmt;
 
@@ -36,6 +37,8 @@ pub(crate) struct KeyParts<'a> {
     pub(crate) witnessed: bool,
     /// The route's settings, as far as they decide who shares an answer.
     pub(crate) settings: &'a str,
+    /// How many layers of the engine are around the one that asks.
+    pub(crate) depth: u32,
     /// What a layer in between has made of the URI.
     pub(crate) rewritten: Option<&'a str>,
     /// What else the route's settings name, as this request has it.
@@ -100,6 +103,7 @@ impl Key {
             principal,
             witnessed,
             settings,
+            depth,
             rewritten,
             more,
         } = *parts;
@@ -115,6 +119,7 @@ impl Key {
         hash.optional(principal);
         hash.part(&[u8::from(witnessed)]);
         hash.part(settings.as_bytes());
+        hash.part(&depth.to_le_bytes());
         hash.optional(rewritten);
         hash.part(more);
         Self(*hash.0.finalize().as_bytes())
@@ -194,6 +199,7 @@ mod tests {
                                 principal,
                                 witnessed,
                                 settings: "",
+                                depth: 0,
                                 rewritten: None,
                                 more,
                             };

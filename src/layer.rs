@@ -34,7 +34,8 @@ use crate::service::PgCacheService;
 ///
 /// A layer can stand around a whole router, around one route (`get(list).post(create).layer(…)`) or around any
 /// other tower service. Its read settings apply to GET and HEAD, [`invalidates`](Self::invalidates) to unsafe
-/// methods. Where two layers of one engine meet a request, the inner one's settings win.
+/// methods. Where two layers of one engine meet a request, the inner one's settings win, and what it stores it serves
+/// itself: the outer one never answers for it.
 ///
 /// What a handler answers has to come from what it reads itself, after the cache was asked. So add the cache
 /// *outside* a layer that opens a database transaction for the request or that loads data into it: what such a

@@ -4,12 +4,14 @@
 //!    its own engine claims the request; the outer one then passes the answer through. What an unsafe request
 //!    changes is left to the inner layer only if that one takes it for unsafe too: something between the two may
 //!    have made a GET of it.
-//! 2. What the outer layer learned of the store is left with the mark, so that the inner one need not ask
-//!    again, if both have one key.
+//! 2. That the store cannot be asked is left with the mark, so that the inner layer need not find out again; and
+//!    so is what the outer one needs in order to store the answer, if nobody claims the request.
 //! 3. Preconditions and ranges that the outer layer took out of the request, to answer them itself, are put back
 //!    for the inner one.
-//! 4. An answer that the outer layer finds in the store is one that it may serve: whatever keeps answers apart
-//!    is in the key.
+//! 4. An outer layer never serves what an inner one stored, even if both have the same settings: what is between
+//!    the two may turn people away, know who they are, and correct what they say. The inner layer decides by what
+//!    has become of the request there, and the outer one cannot know that. So the number of layers of the engine
+//!    that are around a layer is part of its keys.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +21,6 @@ use http::{Extensions, HeaderMap, Request};
 use crate::engine::{Engine, Fill};
 use crate::http::cache_status::Bypass;
 use crate::http::conditional::take_conditionals;
-use crate::key::Key;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Mark(Arc<Inner>);
@@ -65,6 +66,17 @@ impl Mark {
         mark
     }
 
+    /// How many layers of this engine the request has come through.
+    pub(crate) fn depth(extensions: &Extensions, engine: &Arc<Engine>) -> u32 {
+        let mut depth = 0;
+        let mut mark = extensions.get::<Self>();
+        while let Some(found) = mark {
+            depth += u32::from(Arc::ptr_eq(&found.0.engine, engine));
+            mark = found.0.outer.as_ref();
+        }
+        depth
+    }
+
     /// Claims the request from the nearest outer layer of this engine; `changes`: as one that changes something.
     pub(crate) fn claim<B>(
         request: &mut Request<B>,
@@ -96,16 +108,15 @@ impl Mark {
         self.is_claimed() && self.0.sees_to_changes.load(Ordering::Acquire)
     }
 
-    /// What the outer layer learned, if it is of use for this key.
-    pub(crate) fn learned(&self, key: Key) -> Option<Learned> {
-        let mut learned = self.lock();
-        match &*learned {
-            Some(Learned::Known(fill)) if fill.key() != key => None,
-            _ => learned.take(),
+    /// Why the outer layer could not use the store, if so.
+    pub(crate) fn unusable(&self) -> Option<Bypass> {
+        match *self.lock() {
+            Some(Learned::Unusable(reason)) => Some(reason),
+            _ => None,
         }
     }
 
-    /// The fill, if no inner layer took it.
+    /// The fill, of a request that no inner layer has claimed.
     pub(crate) fn take_back(&self) -> Option<Fill> {
         match self.lock().take() {
             Some(Learned::Known(fill)) => Some(fill),

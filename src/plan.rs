@@ -9,6 +9,8 @@
 //!    route whose answers are the same for everybody does without.
 //! 3. Where answers are per principal, the principal is in the key, and a request without one passes through.
 //! 4. Whether there was a witness is in the key.
+//! 5. What all this was decided by is the request as this layer sees it. So an answer is only for requests that
+//!    come as far as the layer that stored it: how many layers of the engine are around it is in the key.
 
 use std::sync::Arc;
 
@@ -84,35 +86,49 @@ pub(crate) struct Routed<'a> {
     pub(crate) head: RequestHead<'a>,
 }
 
+/// What stands between the client and this layer.
+#[derive(Clone, Copy)]
+struct Outside<'a> {
+    /// How many layers of the engine.
+    depth: u32,
+    /// What something else has made of the URI.
+    rewritten: Option<&'a str>,
+}
+
 impl Routed<'_> {
-    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Plan {
+    /// `depth`: how many layers of the engine are around this one.
+    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>, depth: u32) -> Plan {
+        let outside = Outside {
+            depth,
+            rewritten: request::rewritten(request),
+        };
         match *self.head.method {
             Method::GET | Method::HEAD => {
                 let read = if request::has_body(request) {
                     Err(Bypass::Body)
                 } else {
-                    self.plan_read(request::rewritten(request))
+                    self.plan_read(outside)
                 };
                 read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
             }
-            Method::POST if self.policy.safe_post.is_some() => self.plan_search(request),
-            ref method if method.as_str() == "QUERY" => self.plan_search(request),
+            Method::POST if self.policy.safe_post.is_some() => self.plan_search(request, outside),
+            ref method if method.as_str() == "QUERY" => self.plan_search(request, outside),
             Method::CONNECT => Plan::Bypass(Bypass::Method),
             ref method if is_safe(method) => Plan::Bypass(Bypass::Method),
-            _ => Plan::Change(Box::new(self.plan_change(request::rewritten(request)))),
+            _ => Plan::Change(Box::new(self.plan_change(outside))),
         }
     }
 
-    fn plan_search<B: Body + 'static>(&self, request: &Request<B>) -> Plan {
+    fn plan_search<B: Body + 'static>(&self, request: &Request<B>, outside: Outside<'_>) -> Plan {
         let max = self.policy.safe_post.unwrap_or(DEFAULT_MAX_QUESTION);
         if !is_question(request, max, self.policy.rebuild.as_ref()) {
             return Plan::Bypass(Bypass::Body);
         }
-        let read = self.plan_read(request::rewritten(request));
+        let read = self.plan_read(outside);
         read.map_or_else(Plan::Bypass, |read| Plan::Search(Box::new(read)))
     }
 
-    fn plan_read(&self, rewritten: Option<&str>) -> Result<Read, Bypass> {
+    fn plan_read(&self, outside: Outside<'_>) -> Result<Read, Bypass> {
         self.may_be_cached()?;
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
@@ -133,7 +149,8 @@ impl Routed<'_> {
             principal: principal.as_deref(),
             witnessed,
             settings: &policy.identity,
-            rewritten,
+            depth: outside.depth,
+            rewritten: outside.rewritten,
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {
@@ -267,7 +284,7 @@ impl Routed<'_> {
     }
 
     /// With an authority that is unclear, the change concerns every authority.
-    fn plan_change(&self, rewritten: Option<&str>) -> Change {
+    fn plan_change(&self, outside: Outside<'_>) -> Change {
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers);
         let path =
@@ -276,7 +293,7 @@ impl Routed<'_> {
         let scopes = policy.invalidates.iter().cloned().chain([own]).collect();
         let is_stored = policy.store_post == Some(true) && *head.method == Method::POST;
         let later_gets = is_stored
-            .then(|| self.plan_read(rewritten).ok().map(Box::new))
+            .then(|| self.plan_read(outside).ok().map(Box::new))
             .flatten();
         Change {
             scopes,

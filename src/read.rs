@@ -24,7 +24,7 @@ use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::partial::{self, completion};
 use crate::http::reuse::{Condition, Reuse, decide};
 use crate::http::storable::directives;
-use crate::http::vary::{Vary, normalised, vary_of};
+use crate::http::vary::normalised;
 use crate::key::Key;
 use crate::nesting::{Learned, Mark};
 use crate::plan::Read;
@@ -33,20 +33,10 @@ pub(crate) use fill::Errand;
 use fill::prepare;
 
 impl Caching {
-    /// What an outer layer has learned, or the store.
+    /// Asks the store, unless an outer layer has learned that it cannot be asked.
     async fn look_up(&self, read: &Read, headers: &HeaderMap, outer: Option<Mark>) -> Learned {
-        match outer.and_then(|outer| outer.learned(read.key)) {
-            Some(Learned::Known(mut fill)) => {
-                // what is between the layers may have changed the fields that select a variant
-                let selects =
-                    |entry: &Entry| entry.key == selected(read.key, &entry.headers, headers);
-                if fill.stored().is_some_and(|entry| !selects(&entry)) {
-                    fill.forget_stored();
-                }
-                return Learned::Known(fill);
-            }
-            Some(unusable) => return unusable,
-            None => {}
+        if let Some(reason) = outer.and_then(|outer| outer.unusable()) {
+            return Learned::Unusable(reason);
         }
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
         let invalid_too = read.policy.serve_invalidated.is_some();
@@ -402,14 +392,6 @@ async fn refresh<S, RequestBody, B>(
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end
     drop(call.fill(errand, request, fill).await);
     drop(refreshing);
-}
-
-/// The key under which this request finds an answer with these fields.
-fn selected(key: Key, answer: &HeaderMap, request: &HeaderMap) -> Key {
-    match vary_of(answer) {
-        Vary::Fields(fields) => variant_key(key, &fields, request),
-        Vary::Nothing | Vary::Everything => key,
-    }
 }
 
 /// Under which key a part of an answer stands.

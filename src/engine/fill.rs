@@ -108,10 +108,6 @@ impl Fill {
         }
     }
 
-    pub(crate) fn key(&self) -> Key {
-        self.key
-    }
-
     /// The fill of an answer that a transaction of ours has just made room for.
     pub(crate) fn seeing(mut self, xid: u64) -> Self {
         self.origin.snapshot = self.origin.snapshot.and(xid);
@@ -121,11 +117,6 @@ impl Fill {
     /// What is stored already, and may be stale or invalid.
     pub(crate) fn stored(&self) -> Option<Arc<Entry>> {
         self.stored.clone()
-    }
-
-    /// For a request that selects another variant.
-    pub(crate) fn forget_stored(&mut self) {
-        self.stored = None;
     }
 
     /// The head is storable; the body is to come.

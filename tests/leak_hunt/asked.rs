@@ -4,6 +4,7 @@ use axum::body::Body;
 use http::Request;
 
 use crate::random::Random;
+use crate::serve::identity_of;
 
 /// Whom the authentication layer knows, by number: tenants with separators, in Unicode, without a name, and with
 /// one that Postgres cannot hold.
@@ -200,6 +201,10 @@ impl Asked {
             .filter(|(n, _)| *n == name)
             .map(|(_, value)| value.as_str())
             .collect()
+    }
+
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        identity_of(self.fields.iter().map(|(n, v)| (*n, v.as_bytes())))
     }
 
     pub(crate) fn request(&self) -> Request<Body> {

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use test_support::Database;
 use test_support::http::send;
 use tower::Layer;
-use tower_pgcache::PgCache;
+use tower_pgcache::{PgCache, Tenant};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -87,6 +87,51 @@ async fn an_outer_layer_does_not_serve_what_the_inner_one_keeps_apart() {
         .route("/p", get(echo).layer(inner))
         .layer(cache.layer());
     assert_apart(&cache, &app, ("/p", &[]), ("/p", &[("x-preview", "1")])).await;
+}
+
+/// Both layers have the same settings, and see different requests.
+#[tokio::test]
+async fn an_outer_layer_does_not_answer_somebody_whom_only_the_inner_one_knows() {
+    #[derive(Clone)]
+    struct Claims;
+    let (_database, cache) = cache().await;
+    let layer = || {
+        let layer = cache.layer().shared_by_everyone();
+        layer.authenticated_by::<Claims>()
+    };
+    let auth = axum::middleware::map_request(|mut request: Request| async move {
+        if request.headers().contains_key("x-certificate") {
+            request.extensions_mut().insert(Claims);
+        }
+        request
+    });
+    let app = Router::new().route("/", get(echo).layer(layer()));
+    let app = app.layer(auth).layer(layer());
+    assert_apart(&cache, &app, ("/", &[]), ("/", &[("x-certificate", "ann")])).await;
+}
+
+/// The field can be trusted behind the layer that checks it, and only there.
+#[tokio::test]
+async fn an_outer_layer_does_not_serve_what_was_stored_behind_a_gate() {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(4))
+        .ttl(MINUTE)
+        .lookup_deadline(MINUTE)
+        .tenant(Tenant::trusted_header("x-tenant"))
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let gate = axum::middleware::map_request(|mut request: Request| async move {
+        request.headers_mut().remove("x-tenant");
+        if let Some(tenant) = request.headers().get("x-certificate").cloned() {
+            request.headers_mut().insert("x-tenant", tenant);
+        }
+        request
+    });
+    let app = Router::new().route("/", get(echo).layer(cache.layer()));
+    let app = app.layer(gate).layer(cache.layer());
+    let acme = ("/", &[("x-certificate", "acme")][..]);
+    assert_apart(&cache, &app, acme, ("/", &[("x-tenant", "acme")])).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Who may have an answer, by what the settings promise; written without a look at how the cache decides.
 
 use crate::asked::{Asked, Identity};
-use crate::serve::{cookie_token, cookies, decode, identity_of};
+use crate::serve::{cookie_token, cookies, decode};
 use crate::settings::{App, Cookies, Query, Settings, Sharing, TenantSource, tenant_segment};
 
 /// Whether the answer to `made_for` may be given to `asks`; if not, why.
@@ -48,8 +48,9 @@ struct Side {
 impl Side {
     /// An error if its answers are nobody else's.
     fn of(app: &App, settings: &Settings, asked: &Asked) -> Result<Self, &'static str> {
-        let identity = identity_of(asked.fields.iter().map(|(n, v)| (*n, v.as_bytes())));
-        let seen = identity.filter(|_| app.knows_identities(asked.path));
+        let seen = asked
+            .identity()
+            .filter(|_| app.knows_identities(asked.path));
         let user = seen.and_then(|identity| identity.user);
 
         let by_claims = user.is_some() && (app.has_principal || settings.authenticated_by);

@@ -3,7 +3,7 @@
 //! answer may reach anybody who may not share it.
 //!
 //! Many small applications share one schema on purpose. `LEAK_SEED` repeats a run, `LEAK_REQUESTS` makes it
-//! longer or shorter.
+//! longer or shorter, and `LEAK_ONLY=1,2` asks these requests alone, one after the other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -60,6 +60,15 @@ async fn no_answer_reaches_anybody_who_may_not_share_it() {
     }
     let (apps, routers) = (Arc::new(apps), Arc::new(routers));
     let hunt = Arc::new(Hunt::default());
+    if let Ok(only) = std::env::var("LEAK_ONLY") {
+        for number in only.split(',') {
+            ask(&hunt, &apps, &routers, number.parse().unwrap()).await;
+            for cache in &caches {
+                cache.settled().await;
+            }
+        }
+        return;
+    }
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let (hunt, apps, routers) = (hunt.clone(), apps.clone(), routers.clone());
@@ -110,12 +119,32 @@ async fn ask(hunt: &Hunt, apps: &[App], routers: &[Router], number: u64) {
     let made_for = Asked::random(seed(), made_for.parse().unwrap(), APPS);
     if let Err(why) = may_share(app, &made_for, &asked) {
         let status = answer.cache_status();
-        panic!("{why} ({status})\nasked:    {asked:?}\nmade for: {made_for:?}\nin {app:?}");
+        panic!(
+            "{why} ({status})\n\
+             asked:    {asked:?}\n          {}\n\
+             made for: {made_for:?}\n          {}\n\
+             decided by {:?}\nin {app:?}\n\
+             LEAK_SEED={} LEAK_ONLY={},{}",
+            known_of(app, &asked),
+            known_of(app, &made_for),
+            app.settings_for(asked.path),
+            seed(),
+            made_for.number,
+            asked.number,
+        );
     }
     assert!(answer.is_hit());
     hunt.hits.fetch_add(1, Ordering::Relaxed);
-    let identity = serve::identity_of(asked.fields.iter().map(|(n, v)| (*n, v.as_bytes())));
-    if identity.is_some() && app.knows_identities(asked.path) {
+    if asked.identity().is_some() && app.knows_identities(asked.path) {
         hunt.personal.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the authentication layer has inserted before the cache decides.
+fn known_of(app: &App, asked: &Asked) -> String {
+    match asked.identity() {
+        None => "nobody".to_owned(),
+        Some(identity) if app.knows_identities(asked.path) => format!("{identity:?}"),
+        Some(identity) => format!("{identity:?}, but the cache is asked first"),
     }
 }
