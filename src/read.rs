@@ -24,7 +24,7 @@ use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::partial::{self, completion};
 use crate::http::reuse::{Condition, Reuse, decide};
 use crate::http::storable::directives;
-use crate::http::vary::normalised;
+use crate::http::vary::{Vary, normalised, vary_of};
 use crate::key::Key;
 use crate::nesting::{Learned, Mark};
 use crate::plan::Read;
@@ -392,6 +392,14 @@ async fn refresh<S, RequestBody, B>(
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end
     drop(call.fill(errand, request, fill).await);
     drop(refreshing);
+}
+
+/// The key under which this request finds an answer with these fields.
+fn selected(key: Key, answer: &HeaderMap, request: &HeaderMap) -> Key {
+    match vary_of(answer) {
+        Vary::Fields(fields) => variant_key(key, &fields, request),
+        Vary::Nothing | Vary::Everything => key,
+    }
 }
 
 /// Under which key a part of an answer stands.

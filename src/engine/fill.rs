@@ -31,7 +31,7 @@ use crate::store::{Marker, Origin, Record, Snapshot};
 pub(crate) struct Fill {
     engine: Arc<Engine>,
     /// Of the URI; an answer that varies is stored under another one.
-    key: Key,
+    pub(super) key: Key,
     standing: Standing,
     origin: Origin,
     stored: Option<Arc<Entry>>,

@@ -137,7 +137,7 @@ impl Engine {
         if self.settings.lease_wait.is_zero() {
             return true;
         }
-        match self.claim(fill.key(), fill.snapshot()).await {
+        match self.claim(fill.key, fill.snapshot()).await {
             Claim::Granted(lease) => {
                 fill.hold(lease);
                 true
