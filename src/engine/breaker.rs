@@ -38,21 +38,34 @@ pub(super) struct Breaker {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    Closed { failures: u32 },
-    Open { pause: Duration, until: Instant },
-    HalfOpen { pause: Duration },
+    /// `counted_at`: when the last failure was counted. What was asked before that and fails too is the same incident.
+    Closed {
+        failures: u32,
+        counted_at: Option<Instant>,
+    },
+    Open {
+        pause: Duration,
+        until: Instant,
+    },
+    HalfOpen {
+        pause: Duration,
+    },
 }
 
 /// Permission to ask. Dropped without a verdict it says nothing about the store.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     breaker: &'a Breaker,
+    asked_at: Instant,
     is_probe: bool,
     decided: bool,
 }
 
 impl State {
-    const WELL: Self = Self::Closed { failures: 0 };
+    const WELL: Self = Self::Closed {
+        failures: 0,
+        counted_at: None,
+    };
 
     /// Whether this request may ask, and whether it is the only one.
     fn admit(&mut self, now: Instant) -> Option<bool> {
@@ -66,12 +79,18 @@ impl State {
         }
     }
 
-    /// `jitter`: from 0 to 1, how much of what may be cut is cut. True if this opened the breaker.
-    fn fail(&mut self, is_probe: bool, now: Instant, jitter: f64) -> bool {
+    /// `asked_at`: when the attempt began. `jitter`: from 0 to 1, how much of what may be cut is cut. True if this opened
+    /// the breaker.
+    fn fail(&mut self, is_probe: bool, asked_at: Instant, now: Instant, jitter: f64) -> bool {
         match *self {
-            Self::Closed { failures } if failures + 1 < FAILURES => {
+            Self::Closed {
+                counted_at: Some(counted_at),
+                ..
+            } if asked_at < counted_at => false,
+            Self::Closed { failures, .. } if failures + 1 < FAILURES => {
                 *self = Self::Closed {
                     failures: failures + 1,
+                    counted_at: Some(now),
                 };
                 false
             }
@@ -126,6 +145,7 @@ impl Breaker {
         };
         Some(Attempt {
             breaker: self,
+            asked_at: Instant::now(),
             is_probe,
             decided: false,
         })
@@ -165,7 +185,7 @@ impl Attempt<'_> {
         self.decided = true;
         let breaker = self.breaker;
         let mut state = breaker.lock();
-        if state.fail(self.is_probe, Instant::now(), jitter()) {
+        if state.fail(self.is_probe, self.asked_at, Instant::now(), jitter()) {
             tracing::debug!("the store is not asked for a while");
         }
         breaker.disturbed.store(true, Ordering::Release);
@@ -205,7 +225,7 @@ mod tests {
         let mut state = State::WELL;
         for n in 1..=FAILURES {
             assert_eq!(state.admit(now), Some(false));
-            assert_eq!(state.fail(false, now, 0.0), n == FAILURES);
+            assert_eq!(state.fail(false, now, now, 0.0), n == FAILURES);
         }
         state
     }
@@ -230,7 +250,7 @@ mod tests {
             assert_eq!(state.admit(now + pause - Duration::from_millis(1)), None);
             now += pause;
             assert_eq!(state.admit(now), Some(true));
-            state.fail(true, now, 0.0);
+            state.fail(true, now, now, 0.0);
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
         assert_eq!(pause, LONGEST_PAUSE);
@@ -252,12 +272,26 @@ mod tests {
         let now = Instant::now();
         let mut state = opened(now);
         let before = state;
-        state.fail(false, now + FIRST_PAUSE / 2, 0.0);
+        state.fail(false, now, now + FIRST_PAUSE / 2, 0.0);
         assert_eq!(state, before);
         assert_eq!(state.admit(now + FIRST_PAUSE), Some(true));
         let probed = state;
-        state.fail(false, now + FIRST_PAUSE, 0.0);
+        state.fail(false, now, now + FIRST_PAUSE, 0.0);
         assert_eq!(state, probed);
+    }
+
+    #[test]
+    fn many_that_fail_together_are_one_failure() {
+        let asked_at = Instant::now();
+        let later = asked_at + FIRST_PAUSE;
+        let mut state = State::WELL;
+        for _ in 0..100 {
+            assert!(!state.fail(false, asked_at, later, 0.0));
+        }
+        for _ in 2..FAILURES {
+            assert!(!state.fail(false, later, later, 0.0));
+        }
+        assert!(state.fail(false, later, later, 0.0));
     }
 
     fn error(kind: ErrorKind) -> Error {

@@ -1,17 +1,18 @@
 //! Reading the change feed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::IsolationLevel;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{IsolationLevel, Row};
 
-use super::{Connection, Origin, Snapshot, Store, lookup};
+use super::{Connection, Origin, Snapshot, Store};
 use crate::error::{Error, ErrorKind};
 
-/// How many rows of the log a read returns at most. More is a gap.
-const MAX_ROWS: i32 = 10_000;
+/// How many changed keys a read returns at most, four for a row of the log. More is a gap.
+const MAX_KEYS: i32 = 40_000;
 
 /// Up to where the feed was read: a snapshot of a database in its present life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,7 +111,7 @@ impl Store {
         let client = connection.client();
         let snapshot = position.map(|position| position.snapshot.to_string());
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&snapshot, Type::TEXT), (&MAX_ROWS, Type::INT4)];
+            [(&snapshot, Type::TEXT), (&MAX_KEYS, Type::INT4)];
         let rows = if self.is_read_committed() {
             client.query_typed(&self.sql.feed, &parameters).await?
         } else {
@@ -124,20 +125,43 @@ impl Store {
             transaction.commit().await?;
             rows
         };
-        match rows.first() {
-            Some(row) => {
-                self.note_isolation(row)?;
-                read(row).map(Some)
-            }
-            None => Ok(None),
-        }
+        let row = rows
+            .first()
+            .map(|row| row.try_get::<_, Option<Vec<Option<&str>>>>(0));
+        let Some(fields) = row.transpose()?.flatten() else {
+            return Ok(None);
+        };
+        let [
+            Some(epoch),
+            Some(incarnation),
+            Some(snapshot),
+            Some(read_committed),
+            changes,
+        ] = fields[..]
+        else {
+            return Err(unreadable());
+        };
+        self.read_committed
+            .store(read_committed == "true", Ordering::Relaxed);
+        Ok(Some(FeedRead {
+            position: Position {
+                epoch: epoch.to_owned(),
+                incarnation: incarnation.to_owned(),
+                snapshot: snapshot.parse().map_err(|()| unreadable())?,
+            },
+            changes: changes.map(keys).transpose()?,
+        }))
     }
 }
 
-fn read(row: &Row) -> Result<FeedRead, Error> {
-    let origin = lookup::origin(row)?;
-    Ok(FeedRead {
-        position: Position::of(&origin),
-        changes: row.try_get("changes")?,
-    })
+fn keys(text: &str) -> Result<Vec<i64>, Error> {
+    let keys = text
+        .split(',')
+        .filter(|key| !key.is_empty())
+        .map(str::parse);
+    keys.collect::<Result<_, _>>().map_err(|_| unreadable())
+}
+
+fn unreadable() -> Error {
+    Error::new(ErrorKind::Database, "the feed of changes cannot be read")
 }

@@ -102,7 +102,7 @@ impl Sql {
                 "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE key = $1 AND holder = $2",
             ),
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
-            feed: sql("SELECT * FROM pgcache.feed($1, $2)"),
+            feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),

@@ -15,6 +15,8 @@ CREATE /*persistence*/ TABLE pgcache.epoch (
     horizon           pg_snapshot NOT NULL,
     -- Everything that this snapshot sees stands in `changed`; the rest stands in `invalidation`.
     folded            pg_snapshot NOT NULL,
+    -- The largest transaction in `changed`, or that was.
+    last_folded       xid8        NOT NULL DEFAULT '0',
     folded_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Everything that `log_floor` sees was deleted from `invalidation`; what `log_floor_next` sees is next.
     log_floor         pg_snapshot NOT NULL,
@@ -122,6 +124,9 @@ CREATE VIEW pgcache.entry_state AS
            pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.horizon)
            AND NOT EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
                             WHERE pg_visible_in_snapshot(x.xid, p.horizon)) AS usable,
+           -- Whoever sees all up to the last change of anything needs no search.
+           pg_snapshot_xmin(e.snapshot) > greatest(p.last_folded, newest.xid)
+           OR
            NOT EXISTS (SELECT FROM pgcache.changed c
                         WHERE c.key = ANY (e.probes)
                           AND (EXISTS (SELECT FROM unnest(c.xids) AS x (xid)
@@ -129,9 +134,10 @@ CREATE VIEW pgcache.entry_state AS
                                OR c.since IS NOT NULL
                                   AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
                                                WHERE x.xid >= c.since AND x.xid < c.xids[1])))
-           AND NOT EXISTS (SELECT FROM pgcache.invalidation i
-                            WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
-                              AND i.keys && e.probes)
+           AND NOT (newest.xid >= pg_snapshot_xmax(later.snapshot)
+                    AND EXISTS (SELECT FROM pgcache.invalidation i
+                                 WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
+                                   AND i.keys && e.probes))
            AND NOT EXISTS (SELECT FROM pgcache.invalidation i
                             WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(later.snapshot)))
                               AND i.keys && e.probes
@@ -139,7 +145,9 @@ CREATE VIEW pgcache.entry_state AS
       FROM pgcache.epoch p
       JOIN pgcache.entry e ON p.singleton AND e.epoch = p.id
      CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
-                                     THEN e.snapshot ELSE p.folded END AS snapshot) later;
+                                     THEN e.snapshot ELSE p.folded END AS snapshot) later
+     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid
+                 OFFSET 0) newest;
 
 -- Asks for entries. One row per stored entry that is of any use: valid, or revalidatable, or any with
 -- `invalid_too`. One row with a null key if there is none; no row if the cache must not be used (no good epoch,
@@ -161,11 +169,11 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
-           extract(epoch FROM clock_timestamp())::float8,
+           date_part('epoch', clock_timestamp()),
            current_setting('default_transaction_isolation') = 'read committed',
            e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-           extract(epoch FROM clock_timestamp() - e.born_at)::float8,
-           extract(epoch FROM e.expires_at - clock_timestamp())::float8
+           date_part('epoch', clock_timestamp() - e.born_at),
+           date_part('epoch', e.expires_at - clock_timestamp())
       FROM pgcache.current c
       LEFT JOIN LATERAL (
             -- OFFSET 0: or `valid` would be computed wherever it is mentioned
@@ -233,43 +241,47 @@ BEGIN
 END
 $$;
 
--- The change feed: the keys of what was committed since `position`, a snapshot of an earlier read; null where that
--- cannot be said: without a position, if rows of the log that it does not see may be gone, if a clear() came
--- between, or if there are more than `max_rows`. Since two snapshots A and B tell exactly what was committed between
--- them, nobody has to remember more than A. No row without a good epoch. Index: invalidation_xid.
-CREATE FUNCTION pgcache.feed("position" text, max_rows integer)
-RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, changes bigint[])
+-- The change feed: the keys of what was committed since `past`, the snapshot of an earlier read. Since two snapshots
+-- tell exactly what was committed between them, nobody has to remember more than one. `changes` is null where that
+-- cannot be said: without a past, if rows of the log that it does not see may be gone, if a clear() came between, or if
+-- there are more than `max_keys`. Null without a good epoch. Index: invalidation_xid.
+-- Returns {epoch, incarnation, snapshot, whether READ COMMITTED is the default, changes}: one value, since to plan a
+-- function in FROM costs as much as all the rest.
+CREATE FUNCTION pgcache.feed(past pg_snapshot, max_keys integer) RETURNS text[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
-#variable_conflict use_column
 DECLARE
-    past pg_snapshot := "position"::pg_snapshot;
+    here    record;
+    changes bigint[];
 BEGIN
-    RETURN QUERY
-    SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
-           extract(epoch FROM clock_timestamp())::float8,
-           current_setting('default_transaction_isolation') = 'read committed',
-           CASE WHEN pg_snapshot_xmax(past) >= pg_snapshot_xmax(c.horizon)
-                     AND pg_snapshot_xmax(past) >= pg_snapshot_xmax(c.log_floor)
-                     AND NOT EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
-                                      WHERE pg_visible_in_snapshot(x.xid, c.horizon)
-                                         OR pg_visible_in_snapshot(x.xid, c.log_floor))
-                     AND r.number <= max_rows
-                THEN r.keys END
-      FROM pgcache.current c
-     CROSS JOIN LATERAL (
-            SELECT coalesce(array_agg(k.key), '{}') AS keys, count(DISTINCT n.row) AS number
-              FROM (SELECT row_number() OVER () AS row, i.keys
-                      FROM (SELECT i.keys FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
-                             UNION ALL
-                            SELECT i.keys FROM pgcache.invalidation i
-                             WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))) i
-                     LIMIT max_rows + 1) n
-             CROSS JOIN unnest(n.keys) AS k (key)) r;
+    SELECT c.* INTO here FROM pgcache.current c;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.horizon) AND pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.log_floor)
+       AND (pg_snapshot_xmin(past) = pg_snapshot_xmax(past)
+            OR NOT EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
+                            WHERE pg_visible_in_snapshot(x.xid, here.horizon)
+                               OR pg_visible_in_snapshot(x.xid, here.log_floor)))
+    THEN
+        changes := ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
+                         LIMIT max_keys + 1);
+        IF pg_snapshot_xmin(past) < pg_snapshot_xmax(past) THEN
+            changes := changes || ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i
+                                         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))
+                                         LIMIT max_keys + 1);
+        END IF;
+        IF cardinality(changes) > max_keys THEN
+            changes := NULL;
+        END IF;
+    END IF;
+    RETURN ARRAY[here.epoch::text, here.incarnation, pg_current_snapshot()::text,
+                 (current_setting('default_transaction_isolation') = 'read committed')::text,
+                 array_to_string(changes, ',')];
 END
 $$;
 
@@ -425,7 +437,7 @@ BEGIN
     END IF;
     UPDATE pgcache.epoch e
        SET id = gen_random_uuid(), system_identifier = here.system_identifier, database = here.database,
-           relation = here.relation, horizon = pg_current_snapshot(), folded = pg_current_snapshot(),
+           relation = here.relation, last_folded = '0', horizon = pg_current_snapshot(), folded = pg_current_snapshot(),
            log_floor = pg_current_snapshot(), log_floor_next = pg_current_snapshot()
      WHERE (e.system_identifier, e.database, e.relation) <> (here.system_identifier, here.database, here.relation);
     IF NOT FOUND THEN
@@ -537,6 +549,7 @@ BEGIN
            SET folded = (SELECT pgcache.make_snapshot(pg_snapshot_xmax(s),
                                                       own || ARRAY(SELECT pg_snapshot_xip(s)))
                            FROM pg_current_snapshot() AS s),
+               last_folded = greatest(last_folded, (SELECT t.xid FROM tail t ORDER BY t.xid DESC LIMIT 1)),
                folded_at = clock_timestamp()
     )
     SELECT count(*) INTO rows FROM tail;
