@@ -20,7 +20,7 @@ use harness::{Disturbance, Error, Plan};
 use shop::{Options, Shop};
 
 const USAGE: &str = "known: --instances N, --clients N, --writers N, --seconds N, --database-url URL, \
-    --max-staleness MS, --memory BYTES, --seed N, --pace MS (between two transactions of a writer), --long-fills, \
+    --max-staleness MS, --memory BYTES, --seed N, --reads-per-write N, --long-fills, \
     --disturb terminate|stop|crash|idle|prune|all, --unwatched";
 
 #[tokio::main]
@@ -77,7 +77,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Plan, Error> {
             }
             "--memory" => plan.memory = Some(number(&name, &value()?)?),
             "--seed" => plan.seed = number(&name, &value()?)?,
-            "--pace" => plan.pace = Duration::from_millis(number(&name, &value()?)?),
+            "--reads-per-write" => plan.reads_per_write = number(&name, &value()?)?,
             "--long-fills" => plan.long_fills = true,
             "--unwatched" => plan.watched = false,
             "--disturb" => plan.disturbances.extend(disturbances(&value()?)?),

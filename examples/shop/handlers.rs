@@ -63,7 +63,7 @@ pub(super) async fn products(
     let sql = format!("{PRODUCTS} ORDER BY p.id");
     let rows = db.get().await?.query(&sql, &[&tenant.0]).await?;
     hold(&headers).await;
-    Ok(list("products", rows.iter().map(product_of).collect()))
+    Ok(list("products", rows.iter().map(product_of)))
 }
 
 pub(super) async fn product(
@@ -102,7 +102,7 @@ pub(super) async fn orders(
             "version": row.get::<_, i64>("version"),
         })
     };
-    Ok(list("orders", rows.iter().map(order).collect()))
+    Ok(list("orders", rows.iter().map(order)))
 }
 
 pub(super) async fn report(
@@ -140,7 +140,7 @@ pub(super) async fn report(
             "order_versions": versions(row, "order_versions"),
         })
     };
-    Ok(list("categories", rows.iter().map(category).collect()))
+    Ok(list("categories", rows.iter().map(category)))
 }
 
 pub(super) async fn totals(State(db): State<Db>, headers: HeaderMap) -> Answer {
@@ -163,7 +163,7 @@ pub(super) async fn totals(State(db): State<Db>, headers: HeaderMap) -> Answer {
             "product_versions": versions(row, "product_versions"),
         })
     };
-    Ok(list("tenants", rows.iter().map(tenant).collect()))
+    Ok(list("tenants", rows.iter().map(tenant)))
 }
 
 #[derive(serde::Deserialize)]
@@ -244,7 +244,8 @@ fn written(row: &Row) -> Answer {
 }
 
 /// An answer of several rows has their largest version.
-fn list(name: &str, rows: Vec<Value>) -> Json<Value> {
+fn list(name: &str, rows: impl Iterator<Item = Value>) -> Json<Value> {
+    let rows: Vec<Value> = rows.collect();
     let version = rows.iter().filter_map(|row| row["version"].as_i64()).max();
     Json(json!({ "version": version, "computed_at": now(), name: rows }))
 }

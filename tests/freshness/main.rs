@@ -1,7 +1,7 @@
 //! No answer is older than what was committed before it was asked for: three instances on one database, under
 //! everything that may go wrong. `cargo run --example freshness` runs the same for as long as one likes.
 //!
-//! Each case takes three seconds, or `FRESHNESS_SECONDS`; `FRESHNESS_SEED` repeats a run as far as that is possible.
+//! Each case takes two seconds, or `FRESHNESS_SECONDS`; `FRESHNESS_SEED` repeats a run as far as that is possible.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -39,7 +39,7 @@ async fn instance() {
     shop.serve().await.unwrap();
 }
 
-fn command(arguments: Vec<String>) -> Command {
+fn command(arguments: &[String]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "instance", "--nocapture"])
@@ -55,7 +55,7 @@ fn variable(name: &str, default: u64) -> u64 {
 async fn outcome(plan: Plan) -> Report {
     let _turn = TURN.lock().await;
     let plan = Plan {
-        time: Duration::from_secs(variable("FRESHNESS_SECONDS", 3)),
+        time: Duration::from_secs(variable("FRESHNESS_SECONDS", 2)),
         seed: variable("FRESHNESS_SEED", 1),
         ..plan
     };

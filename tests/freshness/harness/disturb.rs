@@ -21,7 +21,7 @@ pub(crate) enum Disturbance {
     Crash,
     /// A transaction with an id and a snapshot is open for the whole run.
     Idle,
-    /// Pruning to a few rows, and vacuum, without a pause.
+    /// Pruning, now and then to a few rows, which makes everything invalid, and vacuum.
     Prune,
 }
 
@@ -42,7 +42,7 @@ impl Disturbance {
                 Self::Stop => stop(&run, &mut random).await,
                 Self::Crash => crash(&run, &mut random).await,
                 Self::Idle => idle(&run).await,
-                Self::Prune => prune(&run).await,
+                Self::Prune => prune(&run, &mut random).await,
             };
             match done {
                 Ok(()) => run.tally.disturbed(),
@@ -115,15 +115,18 @@ async fn idle(run: &Run) -> Result<(), Error> {
     Ok(())
 }
 
-async fn prune(run: &Run) -> Result<(), Error> {
+async fn prune(run: &Run, random: &mut Random) -> Result<(), Error> {
     let sql = connect(run).await?;
     while !run.is_over() {
-        sql.batch_execute("SELECT pgcache.prune(100)").await?;
+        let rows = if random.below(8) == 0 { 100 } else { 5000 };
+        sql.batch_execute(&format!("SELECT pgcache.prune({rows})"))
+            .await?;
         for table in ["invalidation", "changed", "entry", "epoch"] {
             sql.batch_execute(&format!("VACUUM pgcache.{table}"))
                 .await?;
         }
         run.tally.disturbed();
+        sleep(Duration::from_millis(random.below(50))).await;
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use test_support::{Options as ServerOptions, Server};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tower_pgcache::tokio_postgres::NoTls;
 
 pub(crate) use disturb::Disturbance;
@@ -38,14 +40,18 @@ const ORDERS: i64 = 60;
 /// that are broken, tables that are being recovered.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
+/// A run with fewer hits says nothing, and goes on for a while.
+const ENOUGH: u64 = 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) instances: usize,
     pub(crate) clients: u64,
     pub(crate) writers: u64,
-    /// What a writer does between two transactions.
-    pub(crate) pace: Duration,
+    /// There is one transaction for so many reads, on a slow machine as on a fast one.
+    pub(crate) reads_per_write: u64,
     pub(crate) time: Duration,
     pub(crate) seed: u64,
     /// None: on a server of its own.
@@ -66,7 +72,7 @@ impl Default for Plan {
             instances: 3,
             clients: 9,
             writers: 3,
-            pace: Duration::from_millis(10),
+            reads_per_write: 12,
             time: Duration::from_secs(3),
             seed: 1,
             database_url: None,
@@ -100,7 +106,7 @@ impl Plan {
     /// Does it. `instance` makes a command, from arguments, that runs the shop.
     pub(crate) async fn run(
         self,
-        instance: impl Fn(Vec<String>) -> Command,
+        instance: impl Fn(&[String]) -> Command,
     ) -> Result<Report, Error> {
         let (server, url) = match &self.database_url {
             Some(url) => (None, url.clone()),
@@ -111,7 +117,7 @@ impl Plan {
         };
         let mut instances = Vec::new();
         for _ in 0..self.instances {
-            instances.push(Instance::start(instance(self.arguments(&url))));
+            instances.push(Instance::start(instance(&self.arguments(&url))));
         }
         // at the same time: they create the tables and the schema, and only one can
         let instances = futures_util::future::try_join_all(instances).await?;
@@ -123,8 +129,10 @@ impl Plan {
             tally: Tally::default(),
             outages: Mutex::default(),
             over: AtomicBool::new(false),
+            may_write: Semaphore::new(0),
+            was_hit: Notify::new(),
             began: Instant::now(),
-            two_phase: prepare(&url).await?,
+            two_phase: can_prepare(&url).await?,
             database_url: url,
             server,
             plan: self,
@@ -144,7 +152,7 @@ async fn server() -> Result<(Server, String), Error> {
 }
 
 /// Whether transactions can be prepared.
-async fn prepare(url: &str) -> Result<bool, Error> {
+async fn can_prepare(url: &str) -> Result<bool, Error> {
     let (sql, connection) = tower_pgcache::tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     let setting = sql
@@ -170,6 +178,9 @@ struct Run {
     /// From when to when the server was down.
     outages: Mutex<Vec<(Instant, Option<Instant>)>>,
     over: AtomicBool,
+    /// A permit for each transaction. Closed when the run is over.
+    may_write: Semaphore,
+    was_hit: Notify,
     began: Instant,
 }
 
@@ -192,6 +203,15 @@ impl Drop for Outage<'_> {
 impl Run {
     fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
+    }
+
+    fn checked(&self, is_hit: bool) {
+        if self.tally.checked(is_hit) % self.plan.reads_per_write.max(1) == 0 {
+            self.may_write.add_permits(1);
+        }
+        if is_hit {
+            self.was_hit.notify_one();
+        }
     }
 
     fn floor(&self, began: Instant, wanted: impl Fn(RowId) -> bool) -> Floor {
@@ -254,8 +274,16 @@ impl Run {
         for disturbance in &self.plan.disturbances {
             tasks.spawn(disturbance.go_on(self.clone()));
         }
-        tokio::time::sleep(self.plan.time).await;
+        sleep(self.plan.time).await;
+        // on a slow machine it may not have come to anything yet
+        let _ = timeout(PATIENCE, async {
+            while self.tally.hits() < ENOUGH {
+                self.was_hit.notified().await;
+            }
+        })
+        .await;
         self.over.store(true, Ordering::Relaxed);
+        self.may_write.close();
         while let Some(ended) = tasks.join_next().await {
             ended?;
         }

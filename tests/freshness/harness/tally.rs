@@ -50,9 +50,14 @@ fn one_more(counter: &AtomicU64) {
 }
 
 impl Tally {
-    pub(super) fn checked(&self, is_hit: bool) {
-        one_more(&self.reads);
+    /// Returns how many came before.
+    pub(super) fn checked(&self, is_hit: bool) -> u64 {
         self.hits.fetch_add(is_hit.into(), Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
     }
 
     pub(super) fn took(&self, time: Duration) {

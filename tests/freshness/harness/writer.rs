@@ -115,7 +115,12 @@ impl Writer {
 
     /// Until the connection breaks.
     async fn work(&mut self, sql: &Client) {
-        while !self.run.is_over() && !sql.is_closed() {
+        let run = self.run.clone();
+        while !sql.is_closed() {
+            let Ok(permit) = run.may_write.acquire().await else {
+                return; // it is over
+            };
+            permit.forget();
             let began = Instant::now();
             match self.change_something(sql).await {
                 Ok(()) => self.run.tally.wrote(),
@@ -127,7 +132,6 @@ impl Writer {
                     self.run.tally.gave_up();
                 }
             }
-            sleep(self.run.plan.pace).await;
         }
     }
 
