@@ -15,7 +15,7 @@ use super::{PRODUCTS, Run, TENANTS};
 const POPULAR: i64 = 4;
 
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Item(i64),
     Products,
     Orders,
@@ -32,6 +32,17 @@ impl Kind {
             14..=15 => Self::Orders,
             16..=17 => Self::Report,
             _ => Self::Totals,
+        }
+    }
+
+    /// An answer that shows this row.
+    pub(super) fn that_shows((table, id): RowId, random: &mut Random) -> Self {
+        match (table, random.below(4)) {
+            (Table::Product, 0) => Self::Totals,
+            (Table::Product, 1) => Self::Report,
+            (Table::Product | Table::Price, 2) => Self::Products,
+            (Table::Product | Table::Price, _) => Self::Item(id),
+            (Table::Order, _) => Self::Orders,
         }
     }
 
@@ -68,19 +79,20 @@ pub(super) async fn read(run: Arc<Run>, number: u64) {
             true => Duration::from_millis(random.below(300)),
             false => Duration::ZERO,
         };
-        let began = Instant::now();
-        let floor = run.floor(began, |row| kind.concerns(row));
-        let ask = Ask {
-            tenant,
-            path: &kind.path(),
-            hold,
-        };
-        let outcome = client.get(&ask).await;
-        run.tally.took(began.elapsed());
-        match outcome {
-            Ok(answer) => check(&run, kind, tenant, began, &floor, &answer),
-            Err(error) => run.tally.failed(format!("GET {}: {error}", ask.path)),
-        }
+        ask(&run, &client, kind, tenant, hold).await;
+    }
+}
+
+/// Asks, and checks the answer.
+pub(super) async fn ask(run: &Run, client: &Client, kind: Kind, tenant: &str, hold: Duration) {
+    let began = Instant::now();
+    let floor = run.floor(began, |row| kind.concerns(row));
+    let path = &kind.path();
+    let outcome = client.get(&Ask { tenant, path, hold }).await;
+    run.tally.took(began.elapsed());
+    match outcome {
+        Ok(answer) => check(run, kind, tenant, began, &floor, &answer),
+        Err(error) => run.tally.failed(format!("GET {path}: {error}")),
     }
 }
 

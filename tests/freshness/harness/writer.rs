@@ -11,6 +11,7 @@ use tower_pgcache::tokio_postgres::{Client, Error as SqlError, NoTls, Row};
 use super::http::Client as Http;
 use super::ledger::{Change, Table};
 use super::random::Random;
+use super::reader::{self, Kind};
 use super::{Error, ORDERS, PRODUCTS, Run, TENANTS};
 
 /// The pause before a writer tries to connect again to a server that is down.
@@ -71,6 +72,8 @@ struct Writer {
     random: Random,
     transactions: u64,
     https: Vec<Http>,
+    /// The last change that is known to be committed.
+    last: Option<Change>,
 }
 
 pub(super) async fn write(run: Arc<Run>, number: u64) {
@@ -82,6 +85,7 @@ pub(super) async fn write(run: Arc<Run>, number: u64) {
             .map(|address| Http::new(*address))
             .collect(),
         transactions: 0,
+        last: None,
         run,
         number,
     };
@@ -123,7 +127,10 @@ impl Writer {
             permit.forget();
             let began = Instant::now();
             match self.change_something(sql).await {
-                Ok(()) => self.run.tally.wrote(),
+                Ok(()) => {
+                    run.tally.wrote();
+                    self.look().await;
+                }
                 Err(error) => {
                     // a deadlock, or the server has gone
                     if sql.is_closed() || sql.batch_execute("ROLLBACK").await.is_err() {
@@ -132,6 +139,20 @@ impl Writer {
                     self.run.tally.gave_up();
                 }
             }
+        }
+    }
+
+    /// Nobody asks sooner after a commit than who has made it.
+    async fn look(&mut self) {
+        let Some(Change { row, tenant, .. }) = self.last.take() else {
+            return;
+        };
+        let kind = Kind::that_shows(row, &mut self.random);
+        let tenant = tenant.unwrap_or_else(|| self.random.pick(&TENANTS).to_owned());
+        for _ in 0..2 {
+            let which = self.random.below(self.https.len() as u64);
+            let client = &self.https[usize::try_from(which).unwrap_or(0)];
+            reader::ask(&self.run, client, kind, &tenant, Duration::ZERO).await;
         }
     }
 
@@ -157,6 +178,7 @@ impl Writer {
     async fn at_once(&mut self, sql: &Client, table: Table) -> Result<(), Error> {
         let changes = self.touch(sql, table).await?;
         self.run.ledger.committed(&changes);
+        self.last = changes.last().cloned();
         Ok(())
     }
 
@@ -386,6 +408,7 @@ impl Writer {
         };
         ended?; // if not, nobody knows
         ledger.committed(&changes);
+        self.last = changes.last().cloned();
         Ok(())
     }
 }
