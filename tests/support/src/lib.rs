@@ -34,7 +34,7 @@ mod external;
 mod fetch;
 pub mod http;
 mod install;
-mod processes;
+pub mod processes;
 mod server;
 mod shared;
 mod target;

@@ -86,6 +86,29 @@ pub(crate) fn signal(pid: Pid, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Stops the time of a process that this one has started.
+///
+/// # Errors
+///
+/// If it may not be signalled.
+pub fn pause(pid: u32) -> io::Result<()> {
+    signal(known(pid)?, Signal::STOP)
+}
+
+/// Ends a [`pause`].
+///
+/// # Errors
+///
+/// As [`pause`].
+pub fn resume(pid: u32) -> io::Result<()> {
+    signal(known(pid)?, Signal::CONT)
+}
+
+fn known(pid: u32) -> io::Result<Pid> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::Error::other("no such process"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
