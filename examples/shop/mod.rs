@@ -92,17 +92,14 @@ fn freshness(builder: PgCacheBuilder, options: &Options) -> PgCacheBuilder {
         memory,
         ..
     } = options;
-    // TODO with the memory tier:
-    // let builder = match *memory {
-    //     Some(bytes) => builder.memory(bytes),
-    //     None => builder,
-    // };
-    // let builder = match *max_staleness {
-    //     Some(bound) => builder.max_staleness(bound),
-    //     None => builder,
-    // };
-    let _ = (max_staleness, memory);
-    builder
+    let builder = match *memory {
+        Some(bytes) => builder.memory(bytes),
+        None => builder,
+    };
+    match *max_staleness {
+        Some(bound) => builder.max_staleness(bound),
+        None => builder,
+    }
 }
 
 fn pool(config: &Config, application: &str, size: u32) -> Db {

@@ -55,7 +55,7 @@ fn variable(name: &str, default: u64) -> u64 {
 async fn outcome(plan: Plan) -> Report {
     let _turn = TURN.lock().await;
     let plan = Plan {
-        time: Duration::from_secs(variable("FRESHNESS_SECONDS", 2)),
+        time: Duration::from_secs(variable("FRESHNESS_SECONDS", 1)),
         seed: variable("FRESHNESS_SEED", 1),
         ..plan
     };
@@ -66,6 +66,18 @@ async fn outcome(plan: Plan) -> Report {
 
 /// What every plan has to come to.
 async fn holds(plan: Plan) {
+    const BOUND: Duration = Duration::from_millis(200);
+    for (memory, max_staleness) in [(0, None), (1 << 20, None), (1 << 20, Some(BOUND))] {
+        holds_with(Plan {
+            memory: Some(memory),
+            max_staleness,
+            ..plan.clone()
+        })
+        .await;
+    }
+}
+
+async fn holds_with(plan: Plan) {
     let disturbed = !plan.disturbances.is_empty();
     let report = outcome(plan).await;
     assert_eq!((report.stale, report.failed), (0, 0), "{report}");
