@@ -1,5 +1,6 @@
-//! What a request costs with the cache: a hit from Postgres, a miss, a request that passes through, against the
-//! bare handler. In process, one request at a time; then hits by many clients at once. `cargo bench --bench hit`.
+//! What a request costs with the cache: a hit from memory (strict, and with a bounded staleness) and from Postgres, a
+//! 304, a miss, a request that passes through, against the bare handler. In process, one request at a time; then hits
+//! by many clients at once. `cargo bench --bench hit`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::get;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use test_support::http::get as fetch;
+use http::Request;
+use test_support::http::{get as fetch, send};
 use tokio::runtime::Runtime;
 use tower_pgcache::{PgCache, PgCacheBuilder};
 
@@ -25,7 +28,11 @@ fn requests(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let _guard = runtime.enter();
     let database = runtime.block_on(test_support::database());
-    let cache = PgCache::new(database.pool(4));
+    let engine = |memory| {
+        let builder = PgCacheBuilder::<PgCache>::new(database.pool(4)).memory(memory);
+        builder.lookup_deadline(HOUR).build().unwrap()
+    };
+    let (cache, remembering) = (engine(0), engine(64 << 20));
     runtime.block_on(cache.ready()).unwrap();
 
     let mut group = criterion.benchmark_group("request");
@@ -34,10 +41,33 @@ fn requests(criterion: &mut Criterion) {
         let bare = app(size);
         let cached = app(size).layer(cache.layer().ttl(HOUR).namespace(size.to_string()));
         let passed = app(size).layer(cache.layer().bypass());
+        let layer = || remembering.layer().ttl(HOUR).namespace(size.to_string());
+        let strict = app(size).layer(layer());
+        let bounded = app(size).layer(layer().max_staleness(HOUR));
         runtime.block_on(async {
-            fetch(&cached, "/hot").await;
-            cache.settled().await;
-            assert!(fetch(&cached, "/hot").await.is_hit());
+            for (app, cache) in [
+                (&cached, &cache),
+                (&strict, &remembering),
+                (&bounded, &remembering),
+            ] {
+                fetch(app, "/hot").await;
+                cache.settled().await;
+                assert!(fetch(app, "/hot").await.is_hit());
+            }
+        });
+        for (name, app) in [("memory, strict", &strict), ("memory, bounded", &bounded)] {
+            group.bench_function(BenchmarkId::new(name, size), |b| {
+                b.iter(|| black_box(runtime.block_on(fetch(app, "/hot"))));
+            });
+        }
+        group.bench_function(BenchmarkId::new("304", size), |b| {
+            b.iter(|| {
+                let request = Request::get("/hot")
+                    .header("host", "test")
+                    .header("if-none-match", "*");
+                let request = request.body(Body::empty()).unwrap();
+                black_box(runtime.block_on(send(&bounded, request)))
+            });
         });
         group.bench_function(BenchmarkId::new("bare", size), |b| {
             b.iter(|| black_box(runtime.block_on(fetch(&bare, "/hot"))));
@@ -68,17 +98,22 @@ fn concurrent_hits(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let _guard = runtime.enter();
     let database = runtime.block_on(test_support::database());
-    let cache = PgCacheBuilder::<PgCache>::new(database.pool(4))
-        .lookup_deadline(HOUR)
-        .build()
-        .unwrap();
-    runtime.block_on(cache.ready()).unwrap();
+    let engine = |memory| {
+        let builder = PgCacheBuilder::<PgCache>::new(database.pool(4)).memory(memory);
+        builder.lookup_deadline(HOUR).build().unwrap()
+    };
+    let caches = [
+        ("Postgres", engine(0)),
+        ("memory, strict", engine(64 << 20)),
+    ];
+    runtime.block_on(caches[0].1.ready()).unwrap();
 
     let mut group = criterion.benchmark_group("concurrent hits");
     group.throughput(Throughput::Elements(CLIENTS as u64));
-    for size in [1 << 10, 32 << 10] {
-        let app = app(size).layer(cache.layer().ttl(HOUR).namespace(size.to_string()));
+    for ((place, cache), size) in caches.iter().flat_map(|c| [(c, 1 << 10), (c, 32 << 10)]) {
+        let app = app(size).layer(cache.layer().ttl(HOUR).namespace(format!("{place} {size}")));
         for (name, uris) in [("own", CLIENTS), ("one", 1)] {
+            let name = format!("{place}, {name}");
             let uris: Vec<String> = (0..uris).map(|n| format!("/{n}")).collect();
             runtime.block_on(async {
                 for uri in &uris {

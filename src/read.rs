@@ -19,7 +19,7 @@ use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::partial::{self, completion};
 use crate::http::reuse::{Condition, Reuse, decide};
@@ -132,8 +132,8 @@ impl Caching {
 
 impl<S> Call<S> {
     pub(crate) async fn read<RequestBody, B>(
-        mut self,
-        read: Read,
+        self,
+        read: Box<Read>,
         head: Option<Request<()>>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
@@ -150,7 +150,7 @@ impl<S> Call<S> {
             Some(true) => RequestDirectives::of(request.headers()),
             _ => RequestDirectives::default(),
         };
-        let learned = match self
+        let refused = match self
             .cache
             .recall(&read, request.headers(), &asks, outer.is_some())
             .await
@@ -164,8 +164,34 @@ impl<S> Call<S> {
                     conditionals.as_ref(),
                 ));
             }
-            Recalled::Nothing => self.cache.look_up(&read, request.headers(), outer).await,
-            Recalled::Unusable(reason) => Learned::Unusable(reason),
+            Recalled::Nothing => None,
+            Recalled::Unusable(reason) => Some(reason),
+        };
+        // boxed: what follows is large, and a hit in memory does not need the room
+        Box::pin(self.read_on(read, asks, head, request, outer, refused)).await
+    }
+
+    /// What is not in memory; `refused`: why the store is not to be asked.
+    async fn read_on<RequestBody, B>(
+        mut self,
+        read: Box<Read>,
+        asks: RequestDirectives,
+        head: Option<Request<()>>,
+        request: Request<RequestBody>,
+        outer: Option<Mark>,
+        refused: Option<Bypass>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let learned = match refused {
+            None => self.cache.look_up(&read, request.headers(), outer).await,
+            Some(reason) => Learned::Unusable(reason),
         };
         let fill = match learned {
             Learned::Known(fill) => fill,
@@ -201,7 +227,7 @@ impl<S> Call<S> {
                 conditionals.as_ref(),
             );
             if reuse == Reuse::ServeAndRefresh {
-                self.refresh_in_the_background(read, head, request, fill, stored);
+                self.refresh_in_the_background(*read, head, request, fill, stored);
             }
             return Ok(answer);
         }
@@ -244,7 +270,7 @@ impl<S> Call<S> {
                 }
             }
         };
-        let (mut errand, mut request) = prepare(read, head, request, stored, why, asks.no_store);
+        let (mut errand, mut request) = prepare(*read, head, request, stored, why, asks.no_store);
         let is_whole = conditionals_of(request.headers()).is_none();
         if let Some((part, fields)) = part
             .filter(|_| is_whole)

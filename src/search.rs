@@ -103,7 +103,7 @@ impl<S> Call<S> {
             return Ok(bad_request());
         };
         read.key = key_of(read.key, &parts.method, &parts.headers, &question);
-        self.read(read, head, Request::from_parts(parts, *body))
+        self.read(Box::new(read), head, Request::from_parts(parts, *body))
             .await
     }
 }

@@ -71,7 +71,7 @@ where
         };
         match plan {
             Plan::Bypass(reason) => ResponseFuture::new(call.pass(reason, request)),
-            Plan::Read(read) => ResponseFuture::new(call.read(*read, head, request)),
+            Plan::Read(read) => ResponseFuture::new(call.read(read, head, request)),
             Plan::Search(read) => ResponseFuture::new(call.search(*read, head, request)),
             Plan::Change(change) => {
                 ResponseFuture::new(call.change(*change, invalidate_on, head, request))
