@@ -119,7 +119,10 @@ impl<S> Call<S> {
         request.extensions_mut().insert(scope.clone());
         request.extensions_mut().insert(self.cache.cache.clone());
         let guard = ChangeGuard::armed(engine.clone(), scopes, scope.clone(), self.tenant.clone());
-        match self.inner.call(request).await {
+        let mut unanswered = mark.unanswered();
+        let answer = self.inner.call(request).await;
+        unanswered.is_answered();
+        match answer {
             Ok(mut response) => {
                 let remarks = scope.and(Remarks::of(&response));
                 remarks.leave_with(&mut response);

@@ -124,10 +124,34 @@ impl Mark {
         }
     }
 
+    /// To be told when the inner service has answered.
+    pub(crate) fn unanswered(&self) -> Unanswered {
+        Unanswered(Some(self.clone()))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Learned>> {
         self.0
             .learned
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// If it is dropped before there is an answer, nobody is going to fill any more, and those who wait have to know, though
+/// the handler may have kept the request's extensions, and with them the mark.
+pub(crate) struct Unanswered(Option<Mark>);
+
+impl Unanswered {
+    pub(crate) fn is_answered(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(mark) = &self.0 {
+            let learned = mark.lock().take();
+            drop(learned);
+        }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct Read {
     /// Preconditions and ranges mean something else then, and are left alone.
     pub(crate) is_search: bool,
     pub(crate) policy: Arc<Policy>,
+    /// By how many times its handler's time an answer is refreshed before it expires; drawn for each request.
+    pub(crate) early: f64,
     pub(crate) scopes: Vec<Scope>,
     pub(crate) authority: String,
     pub(crate) path: String,
@@ -162,6 +164,7 @@ impl Routed<'_> {
                 _ => true,
             },
             policy: Arc::clone(policy),
+            early: 0.0,
             scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
             is_personal: tenant.is_some() || principal.is_some(),
             path,

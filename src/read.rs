@@ -7,6 +7,7 @@
 
 mod fill;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
@@ -125,15 +126,30 @@ impl Caching {
                     Reuse::Revalidate
                 }
             }
-            _ => decided(entry.condition),
+            _ => match decided(entry.condition) {
+                Reuse::Serve if is_due(entry, read.early) => Reuse::ServeAndRefresh,
+                decided => decided,
+            },
         }
     }
+}
+
+/// `XFetch`: how many times its cost before the end an entry is refreshed by this request. An exponential variate.
+fn earliness(beta: f64) -> f64 {
+    let random = RandomState::new().hash_one(0) >> 11;
+    // from 0, exclusive, to 1
+    let uniform = (random + 1) as f64 / (1u64 << 53) as f64;
+    -beta * uniform.ln()
+}
+
+fn is_due(entry: &Entry, early: f64) -> bool {
+    early > 0.0 && entry.cost.as_secs_f64() * early >= entry.condition.fresh_for.as_secs_f64()
 }
 
 impl<S> Call<S> {
     pub(crate) async fn read<RequestBody, B>(
         self,
-        read: Box<Read>,
+        mut read: Box<Read>,
         head: Option<Request<()>>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
@@ -150,6 +166,7 @@ impl<S> Call<S> {
             Some(true) => RequestDirectives::of(request.headers()),
             _ => RequestDirectives::default(),
         };
+        read.early = read.policy.early_refresh.map_or(0.0, earliness);
         let refused = match self
             .cache
             .recall(&read, request.headers(), &asks, outer.is_some())

@@ -279,3 +279,49 @@ async fn without_rights_on_leases_every_instance_fills_by_itself() {
     let answer = timeout(HANG, request(&app)).await.expect("in time");
     assert_eq!(answer.unwrap().status, 200);
 }
+
+/// An answer that took its time is refreshed while it is fresh, by one of all who ask.
+#[tokio::test]
+async fn an_answer_that_is_about_to_expire_is_refreshed_by_one_in_the_background() {
+    for memory in [0, 1 << 20] {
+        let database = test_support::database().await;
+        let handler = Handler::closed("max-age=60");
+        handler.open.send_replace(true);
+        let caches = [
+            instance(&database, memory).await,
+            instance(&database, memory).await,
+        ];
+        let route = |cache: &PgCache, beta| {
+            let handler = handler.clone();
+            Router::new()
+                .route("/", get(move || handler.answer()))
+                .layer(cache.layer().ttl(MINUTE).domain(ITEM).early_refresh(beta))
+        };
+        let patient = route(&caches[0], f64::MIN_POSITIVE);
+        for _ in 0..20 {
+            fetch(&patient, "/").await;
+            caches[0].settled().await;
+        }
+        assert_eq!(handler.calls.load(Ordering::SeqCst), 1);
+
+        // every request finds that it is high time
+        let apps: Vec<Router> = caches.iter().map(|cache| route(cache, 1e12)).collect();
+        handler.open.send_replace(false);
+        let requests: Vec<_> = (0..10).map(|n| request(&apps[n % 2])).collect();
+        for answer in answers(requests).await {
+            assert!(answer.is_hit());
+            assert_eq!(answer.text(), "0");
+        }
+        handler.called(2).await;
+        handler.open.send_replace(true);
+        for cache in &caches {
+            cache.settled().await;
+        }
+        assert_eq!(handler.calls.load(Ordering::SeqCst), 2, "memory {memory}");
+        let answer = fetch(&patient, "/").await;
+        assert!(answer.is_hit());
+        if memory == 0 {
+            assert_eq!(answer.text(), "1");
+        }
+    }
+}

@@ -271,6 +271,7 @@ impl Engine {
                 stale_for,
                 checksum,
                 filled_at,
+                cost,
                 probes,
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
@@ -288,6 +289,7 @@ impl Engine {
                 etag_is_ours,
                 body,
                 probes,
+                cost,
             };
             Some(Entry {
                 answer: Arc::new(answer),

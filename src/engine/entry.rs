@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -21,6 +22,8 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
     /// What its validity is judged by.
     pub(crate) probes: Vec<i64>,
+    /// How long its handler took.
+    pub(crate) cost: Duration,
 }
 
 /// A stored answer as a request met it.

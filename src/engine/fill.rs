@@ -160,8 +160,9 @@ impl Fill {
         let (pilot, lease) = (self.pilot.take(), self.lease.take());
         let snapshot = self.origin.snapshot.clone();
         let condition = freshness.condition();
+        answer.cost = standing.asked_at.elapsed();
         let is_part = label.part.is_some();
-        let record = self.record(
+        let mut record = self.record(
             label,
             freshness,
             answer.key,
@@ -170,6 +171,7 @@ impl Fill {
             answer.body.clone(),
             freshens,
         );
+        record.cost = answer.cost;
         answer.probes.clone_from(&record.probes);
         if !is_part {
             let answer = Arc::new(answer);
@@ -244,6 +246,7 @@ impl Fill {
             authority,
             path,
             route,
+            cost: Duration::ZERO,
             tenant,
             head,
             body,
@@ -308,6 +311,7 @@ impl Storing {
             etag_is_ours: etag.is_some(),
             body,
             probes: Vec::new(),
+            cost: Duration::ZERO,
         };
         fill.store(label, freshness, marker, encoded, answer, None);
         etag

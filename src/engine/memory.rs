@@ -161,6 +161,7 @@ impl Weighter<Key, Arc<Remembered>> for Bytes {
             etag_is_ours: _,
             body,
             probes,
+            cost: _,
         } = &*remembered.answer;
         let fields: usize = headers
             .iter()

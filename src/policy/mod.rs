@@ -68,6 +68,7 @@ pub struct Policy {
     pub(crate) query: Option<QueryRule>,
     pub(crate) max_body: Option<usize>,
     pub(crate) max_staleness: Option<Duration>,
+    pub(crate) early_refresh: Option<f64>,
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
     pub(crate) client_cache: Option<ClientCache>,
@@ -267,6 +268,7 @@ impl Policy {
             query,
             max_body,
             max_staleness,
+            early_refresh,
             namespace,
             generation,
             client_cache,
@@ -314,6 +316,7 @@ impl Policy {
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
             max_staleness: max_staleness.or(base.max_staleness),
+            early_refresh: early_refresh.or(base.early_refresh),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),
             client_cache: client_cache.or_else(|| base.client_cache.clone()),
@@ -434,6 +437,11 @@ impl Policy {
         wrong(
             is_zero(self.negative_ttl),
             "negative_ttl(0); leave it out, or use at least a second",
+        );
+        wrong(
+            self.early_refresh
+                .is_some_and(|beta| !(beta > 0.0 && beta.is_finite())),
+            "early_refresh(…) with a factor that is not positive; use 1.0, or leave it out",
         );
         wrong(
             self.ttl == Some(RouteTtl::UntilInvalidated) && self.dependencies.is_empty(),

@@ -280,6 +280,18 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Refreshes answers in the background before they expire, so that those that are asked for often never do for
+        /// anybody: each hit does so with a probability that rises towards the end, and sooner for answers that
+        /// took longer to make (`XFetch`: Vattani, Chierichetti, Lowenstein, “Optimal Probabilistic Cache Stampede
+        /// Prevention”, 2015). `beta` of 1 is the optimum of the paper; more is earlier. One instance does it at a time.
+        ///
+        /// Defaults to none.
+        #[must_use]
+        pub fn early_refresh(mut self, beta: f64) -> Self {
+            self.policy_mut().early_refresh = Some(beta);
+            self
+        }
+
         /// How old the news from the database may be by which an answer in memory is judged. A request that arrives
         /// later than this after a commit never gets an answer from before it; one that arrives sooner may. Spares
         /// such requests the question to the database.

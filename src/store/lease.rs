@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::GenericClient;
-use tokio_postgres::types::Type;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{GenericClient, IsolationLevel, Row};
 
 use super::schema::Sql;
 use super::{Snapshot, Store, write_transaction};
@@ -33,18 +34,29 @@ impl Store {
         self.run(within, move |store, mut connection| async move {
             let (key, seen) = (key.as_bytes(), seen.to_string());
             let life = life.as_secs_f64();
-            let row = connection
-                .client()
-                .query_typed_one(
-                    &store.sql.claim_lease,
-                    &[
-                        (&key, Type::BYTEA),
-                        (&holder, Type::INT8),
-                        (&life, Type::FLOAT8),
-                        (&seen, Type::TEXT),
-                    ],
-                )
-                .await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+                (&key, Type::BYTEA),
+                (&holder, Type::INT8),
+                (&life, Type::FLOAT8),
+                (&seen, Type::TEXT),
+            ];
+            let statement = &store.sql.claim_lease;
+            // one round trip, unless the defaults of the server forbid it
+            let plain = if store.is_read_committed() {
+                let client = connection.client();
+                unless_read_only(client.query_typed_one(statement, &parameters).await)?
+            } else {
+                None
+            };
+            let row = match plain {
+                Some(row) => row,
+                None => {
+                    let transaction = write_transaction(connection.client()).await?;
+                    let row = transaction.query_typed_one(statement, &parameters).await?;
+                    transaction.commit().await?;
+                    row
+                }
+            };
             Ok(match row.try_get::<_, &str>(0)? {
                 "granted" => Claimed::Granted,
                 "look again" => Claimed::LookAgain,
@@ -86,8 +98,14 @@ impl Store {
     ) -> Result<bool, Error> {
         self.run(within, move |store, mut connection| async move {
             let (since, until) = (since.to_string(), until.to_string());
-            let row = connection
+            let transaction = connection
                 .client()
+                .build_transaction()
+                .isolation_level(IsolationLevel::ReadCommitted)
+                .read_only(true)
+                .start()
+                .await?;
+            let row = transaction
                 .query_typed_one(
                     &store.sql.unchanged_between,
                     &[
@@ -97,9 +115,19 @@ impl Store {
                     ],
                 )
                 .await?;
+            transaction.commit().await?;
             Ok(row.try_get(0)?)
         })
         .await
+    }
+}
+
+/// `None`: the server's default is that transactions do not write.
+fn unless_read_only(result: Result<Row, tokio_postgres::Error>) -> Result<Option<Row>, Error> {
+    match result {
+        Ok(row) => Ok(Some(row)),
+        Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

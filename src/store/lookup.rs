@@ -50,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) stale_for: Duration,
     /// Tells this entry from one that replaces it.
     pub(crate) checksum: Vec<u8>,
+    /// How long its handler took.
+    pub(crate) cost: Duration,
     /// The snapshot that was taken before its handler was called.
     pub(crate) filled_at: String,
 }
@@ -174,6 +176,7 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
         fresh_for: seconds(ttl),
         stale_for: seconds(-ttl),
         checksum: expected.to_vec(),
+        cost: seconds(row.try_get("cost")?),
         filled_at: row.try_get("filled_at")?,
     })))
 }

@@ -38,6 +38,8 @@ pub(crate) struct Record {
     pub(crate) authority: String,
     pub(crate) path: String,
     pub(crate) route: Option<String>,
+    /// How long its handler took.
+    pub(crate) cost: Duration,
     pub(crate) tenant: Option<String>,
     pub(crate) head: Vec<u8>,
     pub(crate) body: Bytes,
@@ -167,6 +169,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         authority,
         path,
         route,
+        cost,
         tenant,
         head,
         body,
@@ -182,12 +185,13 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         seconds(*ttl) - seconds(*overdue),
         seconds(*keep),
     );
+    let cost = cost.as_secs_f64();
     let (key, body, checksum) = (key.as_bytes(), body.as_ref(), checksum.as_slice());
     let (statement, last): (_, &(dyn ToSql + Sync)) = match freshens {
         None => (&sql.store, &body),
         Some(checksum_before) => (&sql.freshen, checksum_before),
     };
-    let parameters: [(&(dyn ToSql + Sync), Type); 18] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
         (&key, Type::BYTEA),
         (&origin.epoch, Type::TEXT),
         (&origin.incarnation, Type::TEXT),
@@ -206,6 +210,7 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         (head, Type::BYTEA),
         (last, Type::BYTEA),
         (route, Type::TEXT),
+        (&cost, Type::FLOAT8),
     ];
     Ok(client.execute_typed(statement, &parameters).await?)
 }

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use tower_pgcache::GeneratedEtag;
 
-use crate::stage::{Fields, LONG_AGO, MINUTE, Stage, ask, engine, says, with_ttl};
+use super::stage::{Fields, LONG_AGO, MINUTE, Stage, ask, engine, says, with_ttl};
 
 const EARLIER: &str = "Wed, 31 Dec 2025 00:00:00 GMT";
 const LATER: &str = "Fri, 02 Jan 2026 00:00:00 GMT";

@@ -11,7 +11,7 @@ use http::Request;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_pgcache::{PgCacheLayer, test};
 
-use crate::stage::{HOUR, MINUTE, Stage, engine, request, says, shared_cache, with_ttl};
+use super::stage::{HOUR, MINUTE, Stage, engine, request, says, shared_cache, with_ttl};
 
 fn tolerant(layer: PgCacheLayer) -> PgCacheLayer {
     with_ttl(layer).stale_if_error(HOUR)
@@ -134,7 +134,7 @@ async fn a_handler_that_does_not_answer_in_time_is_not_waited_for() {
     let stage = expired(|l| tolerant(l).stale_if_error_after(Duration::ZERO), &[]).await;
     stage.origin.now_says(|_| says(200, &[], "two"));
     let mut held = stage.origin.hold();
-    let answer = crate::stage::ask(&stage.app, "GET", "/a", &[]).await;
+    let answer = super::stage::ask(&stage.app, "GET", "/a", &[]).await;
     assert_eq!(answer.text(), "one");
     held.arrival().await;
     held.release();
@@ -191,7 +191,7 @@ async fn a_panic_of_the_handler_stays_one() {
         .await;
         stage.origin.now_says(|_| panic!("a handler that panics"));
         let app = stage.app.clone();
-        let request = tokio::spawn(async move { crate::stage::ask(&app, "GET", "/a", &[]).await });
+        let request = tokio::spawn(async move { super::stage::ask(&app, "GET", "/a", &[]).await });
         assert!(request.await.unwrap_err().is_panic());
     }
 }

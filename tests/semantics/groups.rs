@@ -2,7 +2,7 @@
 
 use tower_pgcache::{PgCache, PgCacheLayer, Tenant};
 
-use crate::stage::{Fields, Origin, Stage, says};
+use super::stage::{Fields, Origin, Stage, says};
 
 fn one_origin(layer: PgCacheLayer) -> PgCacheLayer {
     layer

@@ -4,7 +4,7 @@ use axum::response::Response;
 use http::request::Parts;
 use tower_pgcache::{DependsOn, Domain, domain};
 
-use crate::stage::{HOUR, LONG_AGO, Stage, says, with_ttl};
+use super::stage::{HOUR, LONG_AGO, Stage, says, with_ttl};
 
 /// 304 where it is asked about `"1"`.
 fn knows_its_tag(request: &Parts) -> Response {

@@ -6,7 +6,7 @@ use axum::routing::any;
 use http::request::Parts;
 use tower_pgcache::{PgCache, PgCacheLayer};
 
-use crate::stage::{MINUTE, Origin, ask, engine, says};
+use super::stage::{MINUTE, Origin, ask, engine, says};
 use test_support::http::Answer;
 use tower_pgcache::test;
 

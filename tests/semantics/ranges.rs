@@ -2,7 +2,7 @@
 
 use tower_pgcache::GeneratedEtag;
 
-use crate::stage::{Fields, LONG_AGO, MINUTE, Stage};
+use super::stage::{Fields, LONG_AGO, MINUTE, Stage};
 
 const DIGITS: &str = "0123456789";
 

@@ -7,7 +7,7 @@ use http::Request;
 use test_support::http::send;
 use tower_pgcache::PgCacheLayer;
 
-use crate::stage::{HOUR, MINUTE, Stage, says, shared_cache, with_ttl};
+use super::stage::{HOUR, MINUTE, Stage, says, shared_cache, with_ttl};
 
 fn refreshing(layer: PgCacheLayer) -> PgCacheLayer {
     with_ttl(layer).stale_while_revalidate(HOUR)

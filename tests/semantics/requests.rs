@@ -2,7 +2,7 @@
 
 use tower_pgcache::PgCacheLayer;
 
-use crate::stage::{Fields, Stage, is_in_memory, says, with_ttl};
+use super::stage::{Fields, Stage, is_in_memory, says, with_ttl};
 
 fn obeying(layer: PgCacheLayer) -> PgCacheLayer {
     with_ttl(layer).request_directives(true)

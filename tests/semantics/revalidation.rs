@@ -3,11 +3,11 @@
 use axum::response::Response;
 use http::request::Parts;
 
-use crate::stage::{HOUR, LONG_AGO, MINUTE, Stage, is_in_memory, says, with_ttl};
+use super::stage::{HOUR, LONG_AGO, MINUTE, Stage, is_in_memory, says, with_ttl};
 
 /// `"1"` as long as it is asked about it, then this answer.
 fn not_modified(
-    fields: crate::stage::Fields<'static>,
+    fields: super::stage::Fields<'static>,
 ) -> impl Fn(&Parts) -> Response + Send + Sync + 'static {
     move |request| {
         let asked = request.headers.contains_key("if-none-match")
@@ -194,7 +194,7 @@ async fn a_generated_tag_is_never_sent() {
 
 /// A handler that answers HEAD with 200 and never with 304.
 fn head_with(
-    fields: crate::stage::Fields<'static>,
+    fields: super::stage::Fields<'static>,
 ) -> impl Fn(&Parts) -> Response + Send + Sync + 'static {
     move |request| {
         says(
@@ -226,7 +226,7 @@ async fn a_head_with_the_same_validator_freshens_what_a_get_stored() {
 
 #[tokio::test]
 async fn a_head_that_tells_of_another_answer_freshens_nothing() {
-    let others: [crate::stage::Fields<'static>; 3] = [
+    let others: [super::stage::Fields<'static>; 3] = [
         &[("etag", "\"2\"")],
         &[("etag", "\"1\""), ("content-length", "4")],
         &[],

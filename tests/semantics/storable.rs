@@ -5,7 +5,7 @@ use axum::response::Response;
 use http::HeaderValue;
 use tower_pgcache::PgCacheLayer;
 
-use crate::stage::{Fields, LONG_AGO, Stage, says, shared_cache};
+use super::stage::{Fields, LONG_AGO, Stage, says, shared_cache};
 
 /// For how many seconds such an answer is fresh; `None` if it is not stored.
 async fn fresh_for(

@@ -4,7 +4,7 @@ use axum::response::Response;
 use http::request::Parts;
 use test_support::http::Answer;
 
-use crate::stage::{Fields, MINUTE, Stage, ask, engine, is_in_memory, says, with_ttl};
+use super::stage::{Fields, MINUTE, Stage, ask, engine, is_in_memory, says, with_ttl};
 
 /// The answer varies with, and is, what the request says in these fields.
 fn by(fields: &'static str) -> impl Fn(&Parts) -> Response + Send + Sync + 'static {
@@ -183,7 +183,7 @@ async fn the_latest_32_variants_stay() {
 
 #[tokio::test]
 async fn what_invalidates_one_variant_invalidates_all() {
-    let stage = Stage::saying(|l| l.ttl(MINUTE).domain(crate::stage::ITEM), by("x-a")).await;
+    let stage = Stage::saying(|l| l.ttl(MINUTE).domain(super::stage::ITEM), by("x-a")).await;
     let both: [Fields<'_>; 2] = [&[("x-a", "1")], &[("x-a", "2")]];
     let uri = "http://example.org/a".parse().unwrap();
     for how in ["commit", "purge", "unsafe request", "clear"] {

@@ -6,7 +6,7 @@ UPDATE pgcache.entry AS e
        born_at = to_timestamp($6) - make_interval(secs => $7),
        expires_at = to_timestamp($6) + make_interval(secs => $8),
        keep_until = to_timestamp($6) + make_interval(secs => $9),
-       revalidatable = $10, authority = $11, path = $12, route = $18, tenant = $13,
+       revalidatable = $10, authority = $11, path = $12, route = $18, cost = $19, tenant = $13,
        scopes = ARRAY(SELECT DISTINCT s.scope FROM unnest(e.scopes || $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s

@@ -82,7 +82,8 @@ CREATE /*persistence*/ TABLE pgcache.entry (
     scopes     text[]      NOT NULL,
     checksum   bytea       NOT NULL,         -- of key, head and body
     head       bytea       NOT NULL,
-    body       bytea       NOT NULL
+    body       bytea       NOT NULL,
+    cost       float8      NOT NULL DEFAULT 0 -- seconds that its handler took
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05);
 -- Bodies are sent as they are and often compressed already; pglz costs more than it saves (1.2 ms for 64 KB).
 ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
@@ -158,7 +159,7 @@ CREATE VIEW pgcache.entry_state AS
 CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
 RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
                valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
-               probes bigint[], filled_at text, age float8, ttl float8)
+               probes bigint[], filled_at text, age float8, ttl float8, cost float8)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -173,7 +174,7 @@ BEGIN
            current_setting('default_transaction_isolation') = 'read committed',
            e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
            date_part('epoch', clock_timestamp() - e.born_at),
-           date_part('epoch', e.expires_at - clock_timestamp())
+           date_part('epoch', e.expires_at - clock_timestamp()), e.cost
       FROM pgcache.current c
       LEFT JOIN LATERAL (
             -- OFFSET 0: or `valid` would be computed wherever it is mentioned
