@@ -146,8 +146,12 @@ CREATE FUNCTION pgcache.collected_differs(w pgcache.watched, before text, after 
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(string_agg(format('%s IS DISTINCT FROM %s', pgcache.text_of(before, c.attribute, c.type),
-                                      pgcache.text_of(after, c.attribute, c.type)), ' OR '), 'false')
+    -- of these types two values are equal when their texts are, and the texts need not be made
+    SELECT coalesce(string_agg(CASE WHEN c.type IN ('smallint', 'integer', 'bigint', 'uuid')
+                                    THEN format('pgcache.exact(%1$s.%3$I, NULL::%4$s[]) IS DISTINCT FROM pgcache.exact(%2$s.%3$I, NULL::%4$s[])',
+                                                before, after, c.attribute, c.type)
+                                    ELSE format('%s IS DISTINCT FROM %s', pgcache.text_of(before, c.attribute, c.type),
+                                                pgcache.text_of(after, c.attribute, c.type)) END, ' OR '), 'false')
       FROM pgcache.collected(w) c WHERE c.attribute IS NOT NULL
 $$;
 
@@ -191,7 +195,9 @@ $$;
 
 -- The query for what an UPDATE changed, in its transition tables. Old and new versions are paired by the primary
 -- key, without one the two sets of rows are compared. (`columns` without a key is refused by watch().)
-CREATE FUNCTION pgcache.changes_of_update(w pgcache.watched) RETURNS text
+-- `in_place`: new versions only, and whether the old one would have said something else; null without a key. Most
+-- updates move nothing, and for many rows this costs much less.
+CREATE FUNCTION pgcache.changes_of_update(w pgcache.watched, in_place boolean DEFAULT false) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -211,6 +217,9 @@ BEGIN
         differs := differs || ' LIMIT 1';
     END IF;
     IF key IS NULL THEN
+        IF in_place THEN
+            RETURN NULL;
+        END IF;
         RETURN format('(SELECT %1$s, %3$s AS image FROM old_rows old_row'
                       ' EXCEPT ALL SELECT %2$s, %4$s FROM new_rows new_row)'
                       ' UNION ALL '
@@ -221,6 +230,11 @@ BEGIN
     SELECT string_agg(format('pgcache.exact(old_row.%1$I, NULL::%2$s[]) = pgcache.exact(new_row.%1$I, NULL::%2$s[])',
                              k.attribute, pgcache.plain_type(w.relation, k.attribute)), ' AND ')
       INTO pairing FROM unnest(key) AS k (attribute);
+    IF in_place THEN
+        RETURN format('SELECT %2$s, old_row.%4$I IS NULL OR new_row.%4$I IS NULL OR %3$s AS moved '
+                      'FROM old_rows old_row FULL JOIN new_rows new_row ON %1$s '
+                      'WHERE old_row.%4$I IS NULL OR new_row.%4$I IS NULL OR %5$s', pairing, after, moved, key[1], differs);
+    END IF;
     RETURN format('SELECT v.* FROM old_rows old_row FULL JOIN new_rows new_row ON %1$s CROSS JOIN LATERAL '
                   '(SELECT %3$s WHERE new_row.%5$I IS NOT NULL UNION ALL'
                   ' SELECT %2$s WHERE old_row.%5$I IS NOT NULL AND (new_row.%5$I IS NULL OR %4$s)) v '
@@ -348,6 +362,7 @@ DECLARE
     lists     text;
     collect   text;
     collect_all text;
+    collect_update text;
 BEGIN
     SELECT string_agg(c.list, ', ' ORDER BY c.place) INTO lists FROM pgcache.collected(w) c;
     SELECT format('SELECT count(*), %s INTO number, %s FROM (SELECT %s %s FROM (%%1$s) r LIMIT %s) c',
@@ -358,12 +373,23 @@ BEGIN
     SELECT format('IF one_by_one THEN %s; ELSE SELECT count(*), array_agg(c.tenant) INTO number, tenants '
                   'FROM (SELECT DISTINCT r.tenant FROM (%%1$s) r LIMIT %s) c; END IF', collect, enough)
       INTO collect_all;
+    SELECT CASE WHEN anything AND u.in_place IS NOT NULL
+                THEN format('IF one_by_one THEN SELECT count(*), %1$s, bool_or(c.moved) INTO number, %2$s, moved '
+                            'FROM (SELECT %3$s r.* FROM (%4$s) r LIMIT %5$s) c; END IF; '
+                            'IF moved OR NOT one_by_one THEN %6$s; END IF',
+                            (SELECT string_agg('array_agg(c.' || c.name || ')', ', ' ORDER BY c.place) FROM pgcache.collected(w) c),
+                            lists, CASE WHEN is_key THEN '' ELSE 'DISTINCT' END, u.in_place, enough, u.in_full)
+                ELSE u.in_full END
+      INTO collect_update
+      FROM (SELECT pgcache.changes_of_update(w, in_place => true) AS in_place,
+                   format(collect_all, pgcache.changes_of_update(w)) AS in_full) u;
 
     RETURN format($body$
 -- made by pgcache.watch()
 DECLARE
     number     bigint;
     one_by_one boolean := true;
+    moved      boolean;
     nobody     text[]  := ARRAY[NULL::text];
     %1$s text[];
 BEGIN
@@ -428,7 +454,7 @@ $body$,
              THEN pgcache.single_row_source(w) END,
         format(collect, new_value), format(collect, old_value),
         pgcache.difference(w, 'OLD', 'NEW'), format(collect, old_value || ' UNION ALL ' || new_value),
-        format(collect_all, after), format(collect_all, before), format(collect_all, pgcache.changes_of_update(w)),
+        format(collect_all, after), format(collect_all, before), collect_update,
         w.max_entities,
         (SELECT string_agg(format('%s := array_fill(NULL::text, ARRAY[cardinality(tenants)]);', c.list), ' ')
            FROM pgcache.collected(w) c WHERE c.place > 1),
