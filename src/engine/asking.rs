@@ -106,12 +106,12 @@ impl Engine {
         let Some(attempt) = self.reads.admit() else {
             return false;
         };
-        let caught_up = in_time(self.settings.lookup_deadline, async {
-            match self.readiness.ensure(self).await {
+        let caught_up = async {
+            match in_time(self.settings.lookup_deadline, self.readiness.ensure(self)).await {
                 Ok(()) => self.barrier().await.map(Ok),
                 Err(unprepared) => Ok(Err(unprepared)),
             }
-        });
+        };
         match caught_up.await {
             Ok(Ok(true)) => {
                 attempt.succeeded();

@@ -11,14 +11,15 @@
 //! 4. The map is bounded, and a read has a limit. Beyond either, and where the epoch, the incarnation or the server's
 //!    history is another one, the *floor* rises: whatever is held from before counts as changed.
 //! 5. The barrier: a request is judged by a read that began after it arrived. One read at a time; those who arrive
-//!    while it is under way wait together for the next.
+//!    while it is under way wait together for the next, and nobody is woken for a read that is not his. A read has
+//!    half of the lookup deadline, so that he who waits for the second has an answer within the whole.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::Engine;
 use super::clock::Moment;
@@ -38,26 +39,21 @@ pub(crate) struct Feed {
     /// When the last read began, in nanoseconds of [`Moment`]; zero: there was none.
     begun_at: AtomicU64,
     reading: Mutex<Reading>,
-    done: watch::Sender<Done>,
 }
 
 #[derive(Debug, Default)]
 struct Reading {
     position: Option<Position>,
-    /// How many barriers were begun, and the last one that somebody waits for.
-    begun: u64,
-    wanted: u64,
+    /// Who waits for the next read.
+    waiting: Vec<oneshot::Sender<ReadOutcome>>,
+    /// Whether there shall be a next read, even if nobody waits for it.
+    wanted: bool,
+    /// Whether the task runs that reads.
     running: bool,
 }
 
-/// How the barriers have ended so far.
-#[derive(Debug, Clone)]
-struct Done {
-    /// The last one that ended.
-    ticket: u64,
-    /// Whether there was an epoch.
-    outcome: Result<bool, Error>,
-}
+/// Whether there was an epoch.
+type ReadOutcome = Result<bool, Error>;
 
 impl Default for Feed {
     fn default() -> Self {
@@ -67,10 +63,6 @@ impl Default for Feed {
             changed: RwLock::default(),
             begun_at: AtomicU64::new(0),
             reading: Mutex::default(),
-            done: watch::Sender::new(Done {
-                ticket: 0,
-                outcome: Ok(true),
-            }),
         }
     }
 }
@@ -178,77 +170,85 @@ impl Feed {
 }
 
 impl Engine {
-    /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch.
-    pub(super) async fn barrier(self: &Arc<Self>) -> Result<bool, Error> {
-        let mut done = self.feed.done.subscribe();
-        let ticket = self.want_read();
-        match done.wait_for(|done| done.ticket >= ticket).await {
-            Ok(done) => done.outcome.clone(),
-            Err(_) => Err(Error::new(ErrorKind::Closed, "the feed has ended")),
-        }
+    /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch. Takes
+    /// at most the lookup deadline.
+    pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
+        self.next_read().await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Closed,
+                "the runtime is shutting down",
+            ))
+        })
+    }
+
+    fn next_read(self: &Arc<Self>) -> oneshot::Receiver<ReadOutcome> {
+        let (done, outcome) = oneshot::channel();
+        let mut reading = self.feed.lock();
+        reading.waiting.push(done);
+        self.begin_reading(reading);
+        outcome
     }
 
     /// Begins a read, if none is under way.
     pub(super) fn want_read_unless_reading(self: &Arc<Self>) {
-        let idle = !self.feed.lock().running;
-        if idle {
-            self.want_read();
+        let mut reading = self.feed.lock();
+        if !reading.running {
+            reading.wanted = true;
+            self.begin_reading(reading);
         }
     }
 
-    /// Sees to it that a read begins after this call, and returns its ticket.
-    pub(super) fn want_read(self: &Arc<Self>) -> u64 {
-        let mut reading = self.feed.lock();
-        reading.wanted = reading.begun + 1;
-        let ticket = reading.wanted;
+    fn begin_reading(self: &Arc<Self>, mut reading: MutexGuard<'_, Reading>) {
         if !std::mem::replace(&mut reading.running, true) {
             // a runtime that is shutting down drops the task here, and that takes the lock
             drop(reading);
-            tokio::spawn(read_on(Reader(self.clone())));
+            tokio::spawn(read_on(Reader(Some(self.clone()))));
         }
-        ticket
     }
 }
 
-/// Held by the task that reads. However it ends, those who wait get to know, and the next one starts another.
-struct Reader(Arc<Engine>);
+/// Held by the task that reads. If that is dropped with its runtime, those who wait get to know, and the next one starts
+/// another.
+struct Reader(Option<Arc<Engine>>);
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut reading = self.0.feed.lock();
-        if reading.running {
+        if let Some(engine) = &self.0 {
+            let mut reading = engine.feed.lock();
             reading.running = false;
-            let ticket = reading.wanted;
-            reading.begun = ticket;
+            let lost = std::mem::take(&mut reading.waiting);
             drop(reading);
-            let error = Error::new(ErrorKind::Closed, "the runtime is shutting down");
-            self.0.feed.done.send_replace(Done {
-                ticket,
-                outcome: Err(error),
-            });
+            drop(lost);
         }
     }
 }
 
 impl Reader {
-    /// The ticket of the next barrier, and from where it reads; `None`: nobody waits, and the task ends.
-    fn next(&self) -> Option<(u64, Option<Position>)> {
-        let mut reading = self.0.feed.lock();
-        if reading.wanted <= reading.begun {
+    /// Who waits for the read that begins now, and from where it reads; `None`: nobody wants one, and the task has ended.
+    fn next(&mut self) -> Option<(Vec<oneshot::Sender<ReadOutcome>>, Option<Position>)> {
+        let engine = self.0.take()?;
+        let mut reading = engine.feed.lock();
+        if reading.waiting.is_empty() && !reading.wanted {
             reading.running = false;
             return None;
         }
-        reading.begun += 1;
-        Some((reading.begun, reading.position.clone()))
+        reading.wanted = false;
+        let next = (
+            std::mem::take(&mut reading.waiting),
+            reading.position.clone(),
+        );
+        drop(reading);
+        self.0 = Some(engine);
+        Some(next)
     }
 }
 
-async fn read_on(reader: Reader) {
-    let engine = &reader.0;
+async fn read_on(mut reader: Reader) {
     let mut connection = None;
-    while let Some((ticket, position)) = reader.next() {
+    while let Some((waiting, position)) = reader.next() {
+        let Some(engine) = &reader.0 else { return };
         let begun_at = Moment::now();
-        let within = engine.settings.lookup_deadline;
+        let within = engine.settings.lookup_deadline / 2;
         let read = engine
             .store
             .read_feed(&mut connection, position.as_ref(), within)
@@ -260,7 +260,10 @@ async fn read_on(reader: Reader) {
             }
             None => false,
         });
-        engine.feed.done.send_replace(Done { ticket, outcome });
+        for done in waiting {
+            // who has left does not matter
+            let _ = done.send(outcome.clone());
+        }
     }
 }
 

@@ -84,22 +84,22 @@ impl Store {
         };
         let store = self.clone();
         let position = position.cloned();
-        // in a task: a connection with a statement under way is never given back
-        let reading = tokio::spawn(async move {
+        let mut reading = Box::pin(async move {
             let read = store.ask_feed(&mut borrowed, position.as_ref()).await;
             drop(permit);
             (read, borrowed)
         });
-        match timeout_at(deadline, reading).await {
-            Ok(Ok((Ok(read), borrowed))) => {
+        match timeout_at(deadline, &mut reading).await {
+            Ok((Ok(read), borrowed)) => {
                 *connection = Some(borrowed);
                 Ok(read)
             }
-            Ok(Ok((Err(error), _))) => Err(error),
-            Ok(Err(stopped)) => Err(
-                Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(stopped),
-            ),
-            Err(elapsed) => Err(late(elapsed)),
+            Ok((Err(error), _)) => Err(error),
+            Err(elapsed) => {
+                // a connection with a statement under way is never given back
+                tokio::spawn(reading);
+                Err(late(elapsed))
+            }
         }
     }
 
