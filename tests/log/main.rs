@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bound;
 mod horizon;
 mod keys;
 mod oracle;
