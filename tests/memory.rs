@@ -10,7 +10,8 @@ use axum::Router;
 use axum::routing::get;
 use test_support::Database;
 use test_support::http::{Answer, get as fetch};
-use tokio_postgres::Client;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls};
 use tower_pgcache::{Domain, PgCache, PgCacheBuilder, domain};
 
 const HANG: Duration = Duration::from_secs(30);
@@ -245,4 +246,30 @@ async fn ages_go_on_in_memory() {
     for _ in 0..2 {
         assert_eq!(other.get("/1").await.header("age"), Some("30"));
     }
+}
+
+/// In bounded mode nobody has to ask; but who listens hears of it.
+#[tokio::test]
+async fn commits_that_are_heard_of_are_seen_before_the_bound() {
+    let database = test_support::database().await;
+    let sql = database.connect().await;
+    let one = Instance::new(&database, |b| {
+        b.max_staleness(10 * HANG).listen(database.config(), NoTls)
+    })
+    .await;
+    one.warm("/1").await;
+    let listening = async {
+        while !one.cache.capabilities().await.unwrap().listening {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, listening).await.expect("it listens");
+    one.warm("/1").await;
+    changes(&sql, "1").await;
+    let heard = async {
+        while one.get("/1").await.is_hit() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, heard).await.expect("the change is heard of");
 }

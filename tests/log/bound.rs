@@ -6,10 +6,10 @@ use tokio_postgres::Client;
 use crate::database_with_schema;
 
 const MAX_ROWS: i64 = 10_000;
-/// Changes between two runs of prune().
+/// Changes between two runs of `prune`.
 const BATCH: i64 = 5_000;
 const BATCHES: i64 = 25;
-/// A run of prune() forgets what the run before it has folded.
+/// A run of `prune` forgets what the run before it has folded.
 const MOST_IN_LOG: i64 = 2 * BATCH;
 const TRANSACTIONS_PER_BATCH: i64 = 5;
 
@@ -38,7 +38,7 @@ async fn number(sql: &Client, query: &str) -> i64 {
     sql.query_one(query, &[]).await.unwrap().get(0)
 }
 
-/// Changes these entities of the busy domain: what pgcache.invalidate() does, for many at once.
+/// Changes these entities of the busy domain: what `pgcache.invalidate` does, for many at once.
 async fn change(sql: &Client, entities: std::ops::Range<i64>) {
     sql.execute(
         "INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)
