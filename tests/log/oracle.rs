@@ -86,7 +86,10 @@ const COMPARE: &str = "
                         WHERE c.key = ANY (e.probes) AND c.since IS NOT NULL
                           AND x.xid >= c.since AND x.xid < c.xids[1])
                OR EXISTS (SELECT FROM shadow.dependency d JOIN pgcache.changed c ON c.key = pgcache.coarse_key('d', d.name)
-                           WHERE d.key = e.key AND NOT pg_visible_in_snapshot(c.xids[1], e.snapshot)) AS cautious
+                           WHERE d.key = e.key AND c.seen IS NOT NULL
+                             AND (pg_snapshot_xmax(e.snapshot) < pg_snapshot_xmax(c.seen)
+                                  OR EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                                              WHERE pg_visible_in_snapshot(x.xid, c.seen)))) AS cautious
           FROM pgcache.entry_state e)
     SELECT count(*) AS checks,
            count(*) FILTER (WHERE usable AND unchanged) AS valid,

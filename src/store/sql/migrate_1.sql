@@ -48,8 +48,10 @@ CREATE /*persistence*/ TABLE pgcache.changed (
     key   bigint PRIMARY KEY,
     xids  xid8[] NOT NULL,                   -- descending, at most 64
     since xid8,                              -- not null: others between this one and the last of `xids`
-    -- The key that stands for this one and its like when there are too many; null: nothing does (see prune).
-    coarse bigint
+    -- The key that stands for this one and its like when there are too many; null: nothing does (see coarsen).
+    coarse bigint,
+    -- Not null: this row also stands for changes that were forgotten, all of which this snapshot sees.
+    seen   pg_snapshot
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 -- How often a domain was changed since the epoch; for people. Kept up by fold().
@@ -134,7 +136,12 @@ CREATE VIEW pgcache.entry_state AS
                                         WHERE NOT pg_visible_in_snapshot(x.xid, e.snapshot))
                                OR c.since IS NOT NULL
                                   AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
-                                               WHERE x.xid >= c.since AND x.xid < c.xids[1])))
+                                               WHERE x.xid >= c.since AND x.xid < c.xids[1])
+                               -- as with the horizon
+                               OR pg_snapshot_xmax(e.snapshot) < pg_snapshot_xmax(c.seen)
+                               OR c.seen IS NOT NULL
+                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                                               WHERE pg_visible_in_snapshot(x.xid, c.seen))))
            AND NOT (newest.xid >= pg_snapshot_xmax(later.snapshot)
                     AND EXISTS (SELECT FROM pgcache.invalidation i
                                  WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
@@ -561,12 +568,14 @@ $$;
 -- Makes room in `changed`: of the rows that name a tenant, an entity or a resource, keeps the latest of each
 -- domain, as many as leave at most `target` rows in all (the same number for each, so that a busy domain does not
 -- cost another one its memory). The others are replaced by the domain's coarse row, which counts for all of
--- its scopes: it holds the latest of their transactions, and `since` that there are others.
+-- its scopes: a horizon of its own. That is a snapshot which sees all that was forgotten, and not what is in progress
+-- now: a transaction that stays open must not make every snapshot from its time useless.
 CREATE FUNCTION pgcache.coarsen(target bigint) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    running xid8[] := ARRAY(SELECT pg_snapshot_xip(pg_current_snapshot()));
     room    bigint;
     quota   bigint := 0;
     removed bigint;
@@ -586,17 +595,20 @@ BEGIN
           FROM pgcache.changed c WHERE c.coarse IS NOT NULL
     ), gone AS (
         DELETE FROM pgcache.changed c USING ranked r WHERE c.key = r.key AND r.place > quota
-        RETURNING c.coarse, c.xids[1] AS latest, coalesce(c.since, c.xids[cardinality(c.xids)]) AS earliest
+        RETURNING c.coarse, c.xids[1] AS latest
     ), summed AS (
-        -- no min() and max() for xid8 before PostgreSQL 16
-        SELECT g.coarse, (array_agg(g.latest ORDER BY g.latest DESC))[1] AS latest,
-               (array_agg(g.earliest ORDER BY g.earliest))[1] AS earliest
-          FROM gone g GROUP BY g.coarse
+        -- no max() for xid8 before PostgreSQL 16
+        SELECT g.coarse, (array_agg(g.latest ORDER BY g.latest DESC))[1] AS latest FROM gone g GROUP BY g.coarse
     ), stored AS (
-        INSERT INTO pgcache.changed AS c (key, xids, since)
-        SELECT s.coarse, ARRAY[s.latest], s.earliest FROM summed s
-            ON CONFLICT (key) DO UPDATE SET xids = ARRAY[greatest(c.xids[1], EXCLUDED.xids[1])],
-                                            since = least(c.since, EXCLUDED.since)
+        INSERT INTO pgcache.changed AS c (key, xids, seen)
+        SELECT s.coarse, ARRAY[s.latest], pgcache.make_snapshot((s.latest::text::bigint + 1)::text::xid8, running)
+          FROM summed s
+            ON CONFLICT (key) DO UPDATE
+           SET seen = pgcache.make_snapshot(greatest(pg_snapshot_xmax(c.seen), pg_snapshot_xmax(EXCLUDED.seen)), running),
+               -- the largest first, for prune(); and what this row says besides
+               xids = ARRAY(SELECT DISTINCT x.xid FROM unnest(EXCLUDED.xids || c.xids) AS x (xid)
+                             WHERE x.xid IN (c.xids[1], EXCLUDED.xids[1]) OR NOT pg_visible_in_snapshot(x.xid, EXCLUDED.seen)
+                             ORDER BY x.xid DESC)
     )
     SELECT count(*) INTO removed FROM gone;
     RETURN removed;
