@@ -19,9 +19,17 @@ use std::sync::atomic::Ordering;
 
 /// The scripts that lead from each version to the next. A published script never changes.
 const MIGRATIONS: [&str; 1] = [concat!(
-    include_str!("sql/migrate_1.sql"),
-    include_str!("sql/migrate_1_watch.sql"),
-    include_str!("sql/migrate_1_views.sql"),
+    include_str!("sql/schema_1/tables.sql"),
+    include_str!("sql/schema_1/read.sql"),
+    include_str!("sql/schema_1/log.sql"),
+    include_str!("sql/schema_1/housekeeping.sql"),
+    include_str!("sql/schema_1/trigger_source.sql"),
+    include_str!("sql/schema_1/watch.sql"),
+    include_str!("sql/schema_1/cascades.sql"),
+    include_str!("sql/schema_1/messages.sql"),
+    include_str!("sql/schema_1/fraiseql.sql"),
+    include_str!("sql/schema_1/rights.sql"),
+    include_str!("sql/schema_1/views.sql"),
 )];
 
 /// The version that this crate reads and writes.

@@ -1,4 +1,4 @@
--- Schema version 1, third part: views for people. Nothing here decides what is valid but `entry_state`.
+-- Views for people. Nothing here decides what is valid but `entry_state`.
 
 -- How often each domain was changed since the epoch: the number of transactions that did, for a tenant or (null) for
 -- all tenants at once. Survives pruning. The time is that of the statement, not of the commit.

@@ -1,0 +1,189 @@
+-- One row where the epoch is this database's own and this server is a primary; else none.
+-- pg_control_system() costs 5 µs, and every role may call it.
+CREATE VIEW pgcache.current AS
+    SELECT e.id AS epoch,
+           n.id::text || '/' || extract(epoch FROM pg_postmaster_start_time())::text AS incarnation,
+           e.horizon, e.folded, e.log_floor
+      FROM pgcache.epoch e CROSS JOIN pgcache.incarnation n
+     WHERE e.singleton AND n.singleton
+       AND e.relation = e.tableoid
+       AND e.system_identifier = (SELECT system_identifier FROM pg_control_system())
+       AND e.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND NOT pg_is_in_recovery();
+
+-- What makes a stored entry valid, in one place. An entry is valid iff its snapshot S is usable (not older
+-- than the horizon H) and no committed change of its scopes is unseen by S. Unseen are, by the definition
+-- of a snapshot, xid >= xmax(S) and xip(S). Changes are in `changed` (found by primary key, one probe for
+-- each key of the entry) or in the part of the log that is not folded yet: of S and F, the later one says
+-- which rows of the log are unseen by both (two index conditions on invalidation_xid).
+CREATE VIEW pgcache.entry_state AS
+    SELECT e.*,
+           pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.horizon)
+           AND NOT EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                            WHERE pg_visible_in_snapshot(x.xid, p.horizon)) AS usable,
+           -- Whoever sees all up to the last change of anything needs no search.
+           pg_snapshot_xmin(e.snapshot) > greatest(p.last_folded, newest.xid)
+           OR
+           NOT EXISTS (SELECT FROM pgcache.changed c
+                        WHERE c.key = ANY (e.probes)
+                          AND (EXISTS (SELECT FROM unnest(c.xids) AS x (xid)
+                                        WHERE NOT pg_visible_in_snapshot(x.xid, e.snapshot))
+                               OR c.since IS NOT NULL
+                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                                               WHERE x.xid >= c.since AND x.xid < c.xids[1])
+                               -- as with the horizon
+                               OR pg_snapshot_xmax(e.snapshot) < pg_snapshot_xmax(c.seen)
+                               OR c.seen IS NOT NULL
+                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
+                                               WHERE pg_visible_in_snapshot(x.xid, c.seen))))
+           AND NOT (newest.xid >= pg_snapshot_xmax(later.snapshot)
+                    AND EXISTS (SELECT FROM pgcache.invalidation i
+                                 WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
+                                   AND i.keys && e.probes))
+           AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                            WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(later.snapshot)))
+                              AND i.keys && e.probes
+                              AND NOT pg_visible_in_snapshot(i.xid, e.snapshot)) AS unchanged
+      FROM pgcache.epoch p
+      JOIN pgcache.entry e ON p.singleton AND e.epoch = p.id
+     CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
+                                     THEN e.snapshot ELSE p.folded END AS snapshot) later
+     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid
+                 OFFSET 0) newest;
+
+-- Asks for entries. One row per stored entry that is of any use: valid, or revalidatable, or any with
+-- `invalid_too`. One row with a null key if there is none; no row if the cache must not be used (no good epoch,
+-- or not a primary). `ttl` is negative for a stale entry. Indexes: entry_pkey, changed_pkey,
+-- invalidation_xid, whatever the statistics say: the settings see to that, and the plan is made once per
+-- session (making it takes three times as long as running it). The function is STABLE: everything in it sees
+-- the snapshot of the statement that calls it, and that is the one it returns.
+CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
+RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
+               valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
+               probes bigint[], filled_at text, age float8, ttl float8, cost float8)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.epoch::text, c.incarnation, pg_current_snapshot()::text,
+           date_part('epoch', clock_timestamp()),
+           current_setting('default_transaction_isolation') = 'read committed',
+           e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
+           date_part('epoch', clock_timestamp() - e.born_at),
+           date_part('epoch', e.expires_at - clock_timestamp()), e.cost
+      FROM pgcache.current c
+      LEFT JOIN LATERAL (
+            -- OFFSET 0: or `valid` would be computed wherever it is mentioned
+            SELECT s.*, s.usable AND s.unchanged AS valid
+              FROM pgcache.entry_state s
+             WHERE s.key = ANY (keys) AND s.keep_until > clock_timestamp()
+            OFFSET 0) e
+        ON e.valid OR e.revalidatable OR invalid_too;
+END
+$$;
+
+-- Claims the lease of a key for `life` seconds: 'granted'; 'held', by somebody else; or 'look again': an answer was
+-- stored by a transaction that `seen`, the snapshot of the claimant's lookup, does not see. Waits for nobody but
+-- another claim of this key. Index: lease_pkey.
+CREATE FUNCTION pgcache.claim(key bytea, holder bigint, life float8, seen text) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_variable
+DECLARE
+    known pgcache.lease;
+BEGIN
+    SELECT l.* INTO known FROM pgcache.lease l WHERE l.key = key;
+    IF known.released IS NOT NULL AND NOT pg_visible_in_snapshot(known.released, seen::pg_snapshot) THEN
+        RETURN 'look again';
+    END IF;
+    IF known.released IS NULL AND known.expires_at > clock_timestamp() THEN
+        RETURN 'held';
+    END IF;
+    INSERT INTO pgcache.lease AS l (key, holder, expires_at)
+    VALUES (key, holder, clock_timestamp() + make_interval(secs => life))
+        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE
+       SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, released = NULL
+     -- as it was when it was looked at
+     WHERE l.holder = known.holder AND l.expires_at = known.expires_at AND l.released IS NOT DISTINCT FROM known.released;
+    RETURN CASE WHEN FOUND THEN 'granted' ELSE 'held' END;
+END
+$$;
+
+-- Whether no change with one of the keys was committed after `since` and up to `until`; false also where the log does
+-- not reach back that far. An answer with the snapshot `since` is good for whoever arrived at `until`: to ask
+-- whether it is good now would let those who wait starve while others write. Index: invalidation_xid.
+CREATE FUNCTION pgcache.unchanged_between(keys bigint[], since text, until text) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    s pg_snapshot := since::pg_snapshot;
+    u pg_snapshot := until::pg_snapshot;
+BEGIN
+    RETURN EXISTS (SELECT FROM pgcache.current c
+                    WHERE pg_snapshot_xmax(s) >= pg_snapshot_xmax(c.horizon)
+                      AND pg_snapshot_xmax(s) >= pg_snapshot_xmax(c.log_floor)
+                      AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s) AS x (xid)
+                                       WHERE pg_visible_in_snapshot(x.xid, c.horizon)
+                                          OR pg_visible_in_snapshot(x.xid, c.log_floor)))
+       AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                        WHERE i.xid >= pg_snapshot_xmax(s) AND i.xid < pg_snapshot_xmax(u)
+                          AND i.keys && unchanged_between.keys AND pg_visible_in_snapshot(i.xid, u))
+       AND NOT EXISTS (SELECT FROM pgcache.invalidation i
+                        WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(s)))
+                          AND i.keys && unchanged_between.keys AND pg_visible_in_snapshot(i.xid, u));
+END
+$$;
+
+-- The change feed: the keys of what was committed since `past`, the snapshot of an earlier read. Since two snapshots
+-- tell exactly what was committed between them, nobody has to remember more than one. `changes` is null where that
+-- cannot be said: without a past, if rows of the log that it does not see may be gone, if a clear() came between, or if
+-- there are more than `max_keys`. Null without a good epoch. Index: invalidation_xid.
+-- Returns {epoch, incarnation, snapshot, whether READ COMMITTED is the default, changes}: one value, since to plan a
+-- function in FROM costs as much as all the rest.
+CREATE FUNCTION pgcache.feed(past pg_snapshot, max_keys integer) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    here    record;
+    changes bigint[];
+BEGIN
+    SELECT c.* INTO here FROM pgcache.current c;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.horizon) AND pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.log_floor)
+       AND (pg_snapshot_xmin(past) = pg_snapshot_xmax(past)
+            OR NOT EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
+                            WHERE pg_visible_in_snapshot(x.xid, here.horizon)
+                               OR pg_visible_in_snapshot(x.xid, here.log_floor)))
+    THEN
+        changes := ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
+                         LIMIT max_keys + 1);
+        IF pg_snapshot_xmin(past) < pg_snapshot_xmax(past) THEN
+            changes := changes || ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i
+                                         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))
+                                         LIMIT max_keys + 1);
+        END IF;
+        IF cardinality(changes) > max_keys THEN
+            changes := NULL;
+        END IF;
+    END IF;
+    RETURN ARRAY[here.epoch::text, here.incarnation, pg_current_snapshot()::text,
+                 (current_setting('default_transaction_isolation') = 'read committed')::text,
+                 array_to_string(changes, ',')];
+END
+$$;
+

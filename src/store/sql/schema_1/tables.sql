@@ -1,0 +1,106 @@
+-- Version 1 of the schema, of which this is the first script. `pgcache.` and `/*schema*/` stand for the configured schema, `/*persistence*/` for UNLOGGED (the
+-- default) or nothing (`durable(true)`). Runs inside the transaction that also records the version.
+
+-- What a fill or a memory tier may hold is bound to this row: a random id, bound to the cluster, the
+-- database and the very table that it stands in, so that a dump restored elsewhere (or here) and a
+-- database made from a template do not recognise it. It is as persistent as the entries: what empties
+-- them empties it.
+CREATE /*persistence*/ TABLE pgcache.epoch (
+    singleton         boolean     PRIMARY KEY DEFAULT true CHECK (singleton),
+    id                uuid        NOT NULL DEFAULT gen_random_uuid(),
+    system_identifier bigint      NOT NULL,
+    database          oid         NOT NULL,
+    relation          oid         NOT NULL,
+    -- Everything that this snapshot sees may have been forgotten: no older snapshot is usable.
+    horizon           pg_snapshot NOT NULL,
+    -- Everything that this snapshot sees stands in `changed`; the rest stands in `invalidation`.
+    folded            pg_snapshot NOT NULL,
+    -- The largest transaction in `changed`, or that was.
+    last_folded       xid8        NOT NULL DEFAULT '0',
+    folded_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Everything that `log_floor` sees was deleted from `invalidation`; what `log_floor_next` sees is next.
+    log_floor         pg_snapshot NOT NULL,
+    log_floor_next    pg_snapshot NOT NULL
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 50, autovacuum_vacuum_scale_factor = 0);
+
+-- Always UNLOGGED: a crash hands out transaction ids again that were never flushed, so whatever is held
+-- outside the database must not survive one, even where the tables do.
+CREATE UNLOGGED TABLE pgcache.incarnation (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    id        uuid    NOT NULL DEFAULT gen_random_uuid()
+);
+
+-- The log. One row per scope and transaction; nobody but the transaction itself can have its xid, so no
+-- two transactions ever meet in this index. (Of all keys: two scopes with one hash have other summaries.)
+CREATE /*persistence*/ TABLE pgcache.invalidation (
+    xid    xid8        NOT NULL,
+    keys   bigint[]    NOT NULL,             -- pgcache.invalidation_keys(kind, name, tenant, entity)
+    kind   "char"      NOT NULL,             -- d domain, u uri, t tenant, g group
+    name   text        NOT NULL,
+    tenant text,                             -- null: every tenant
+    entity text,                             -- null: every entity
+    at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE UNIQUE INDEX invalidation_xid ON pgcache.invalidation (xid, keys);
+
+-- The folded log: for every key the transactions that changed it last (see pgcache.fold).
+CREATE /*persistence*/ TABLE pgcache.changed (
+    key   bigint PRIMARY KEY,
+    xids  xid8[] NOT NULL,                   -- descending, at most 64
+    since xid8,                              -- not null: others between this one and the last of `xids`
+    -- The key that stands for this one and its like when there are too many; null: nothing does (see coarsen).
+    coarse bigint,
+    -- Not null: this row also stands for changes that were forgotten, all of which this snapshot sees.
+    seen   pg_snapshot
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
+-- How often a domain was changed since the epoch; for people. Kept up by fold().
+CREATE /*persistence*/ TABLE pgcache.change_count (
+    key           bigint      PRIMARY KEY,   -- of (name, tenant): a tenant may be longer than an index can hold
+    tenant        text,
+    name          text        NOT NULL,
+    version       bigint      NOT NULL,
+    last_modified timestamptz NOT NULL
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE /*persistence*/ TABLE pgcache.entry (
+    key        bytea       PRIMARY KEY,
+    epoch      uuid        NOT NULL,
+    snapshot   pg_snapshot NOT NULL,         -- taken before the handler ran
+    probes     bigint[]    NOT NULL,         -- keys that an invalidation of this entry would carry
+    born_at    timestamptz NOT NULL,         -- now minus this is its Age (RFC 9111 §4.2.3)
+    expires_at timestamptz NOT NULL,         -- fresh until then
+    keep_until timestamptz NOT NULL,         -- of some use until then, though stale
+    revalidatable boolean  NOT NULL,         -- has a validator that its handler knows
+    -- Not null: this is no answer, but says which request fields the answers for this URI vary with; each is
+    -- stored under a key of its own, of which the latest stand in `variants`.
+    vary       text[],
+    variants   bytea[],
+    -- for people
+    authority  text        NOT NULL,
+    path       text        NOT NULL,
+    route      text,                         -- the pattern that matched, or the layer's place
+    tenant     text,
+    scopes     text[]      NOT NULL,
+    checksum   bytea       NOT NULL,         -- of key, head and body
+    head       bytea       NOT NULL,
+    body       bytea       NOT NULL,
+    cost       float8      NOT NULL DEFAULT 0 -- seconds that its handler took
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05);
+-- Bodies are sent as they are and often compressed already; pglz costs more than it saves (1.2 ms for 64 KB).
+ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
+
+-- Who is filling a key. A released lease stays for a while: `released` is the transaction that stored the answer.
+CREATE UNLOGGED TABLE pgcache.lease (
+    key        bytea       PRIMARY KEY,
+    holder     bigint      NOT NULL,
+    expires_at timestamptz NOT NULL,
+    released   xid8
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
+-- Which instance does the housekeeping next: a lease on the database's clock, without session state.
+CREATE UNLOGGED TABLE pgcache.housekeeping (
+    task text        PRIMARY KEY,
+    due  timestamptz NOT NULL
+);
+
