@@ -24,6 +24,11 @@ fn app(size: usize) -> Router {
     Router::new().route("/{id}", get(move || std::future::ready(body.clone())))
 }
 
+/// As `axum::serve` does: layers are applied now, and not to every request.
+fn served(app: Router) -> Router {
+    app.with_state(())
+}
+
 fn requests(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let _guard = runtime.enter();
@@ -38,12 +43,12 @@ fn requests(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("request");
     for size in [1 << 10, 32 << 10, 1 << 20] {
         group.throughput(Throughput::Bytes(size as u64));
-        let bare = app(size);
-        let cached = app(size).layer(cache.layer().ttl(HOUR).namespace(size.to_string()));
-        let passed = app(size).layer(cache.layer().bypass());
         let layer = || remembering.layer().ttl(HOUR).namespace(size.to_string());
-        let strict = app(size).layer(layer());
-        let bounded = app(size).layer(layer().max_staleness(HOUR));
+        let bare = served(app(size));
+        let cached = served(app(size).layer(cache.layer().ttl(HOUR).namespace(size.to_string())));
+        let passed = served(app(size).layer(cache.layer().bypass()));
+        let strict = served(app(size).layer(layer()));
+        let bounded = served(app(size).layer(layer().max_staleness(HOUR)));
         runtime.block_on(async {
             for (app, cache) in [
                 (&cached, &cache),
@@ -111,7 +116,8 @@ fn concurrent_hits(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("concurrent hits");
     group.throughput(Throughput::Elements(CLIENTS as u64));
     for ((place, cache), size) in caches.iter().flat_map(|c| [(c, 1 << 10), (c, 32 << 10)]) {
-        let app = app(size).layer(cache.layer().ttl(HOUR).namespace(format!("{place} {size}")));
+        let layer = cache.layer().ttl(HOUR).namespace(format!("{place} {size}"));
+        let app = served(app(size).layer(layer));
         for (name, uris) in [("own", CLIENTS), ("one", 1)] {
             let name = format!("{place}, {name}");
             let uris: Vec<String> = (0..uris).map(|n| format!("/{n}")).collect();

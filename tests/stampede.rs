@@ -265,6 +265,45 @@ async fn the_lease_of_an_instance_that_died_expires() {
     assert_eq!(handler.calls.load(Ordering::SeqCst), 2);
 }
 
+/// As after a restored dump, or for a snapshot with many running transactions: what was released looks unseen forever.
+#[tokio::test]
+async fn an_answer_that_never_comes_into_sight_is_not_waited_for_beyond_the_patience() {
+    let database = test_support::database().await;
+    let handler = Handler::closed("max-age=60");
+    handler.open.send_replace(true);
+    let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(HANG)
+        .lease_wait(Duration::from_millis(200))
+        .memory(0)
+        .build()
+        .unwrap();
+    let app = handler.behind(&cache);
+    let sql = database.connect().await;
+    request(&app).await.unwrap();
+    cache.settled().await;
+    // one that has begun, and stays in progress as far as any snapshot can tell
+    let running = database.connect().await;
+    running.batch_execute("BEGIN").await.unwrap();
+    let running: &str = &running
+        .query_one("SELECT pg_current_xact_id()::text", &[])
+        .await
+        .unwrap()
+        .get::<_, String>(0);
+    for released in [running, "999999999999"] {
+        let unseen = format!(
+            "INSERT INTO pgcache.lease (key, holder, expires_at, released)
+             SELECT key, 1, clock_timestamp(), '{released}' FROM pgcache.entry
+                 ON CONFLICT (key) DO UPDATE SET holder = 1, released = EXCLUDED.released;
+             UPDATE pgcache.entry SET epoch = gen_random_uuid()"
+        );
+        sql.batch_execute(&unseen).await.unwrap();
+        let answer = timeout(HANG, request(&app)).await.expect("in time");
+        assert!(answer.unwrap().is_stored());
+        cache.settled().await;
+    }
+    assert_eq!(handler.calls.load(Ordering::SeqCst), 3);
+}
+
 #[tokio::test]
 async fn without_rights_on_leases_every_instance_fills_by_itself() {
     let database = test_support::database().await;

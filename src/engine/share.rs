@@ -110,13 +110,17 @@ impl Engine {
                     fill.lead(pilot, Some(lease));
                     return Shared::Fill(fill);
                 }
-                Claim::Held if Instant::now() + pause < sharer.deadline => {
+                // mostly the next look finds it
+                Claim::LookAgain if waiting.is_none() => {
+                    waiting = Some(self.stats.begin_to_wait());
+                }
+                // what was released by a transaction that no snapshot sees is not waited for any longer than the rest
+                Claim::Held | Claim::LookAgain if Instant::now() + pause < sharer.deadline => {
                     waiting.get_or_insert_with(|| self.stats.begin_to_wait());
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-                Claim::LookAgain => {}
-                Claim::Held | Claim::Failed => {
+                Claim::Held | Claim::LookAgain | Claim::Failed => {
                     fill.lead(pilot, None);
                     return Shared::Fill(fill);
                 }

@@ -99,7 +99,8 @@ DECLARE
     known pgcache.lease;
 BEGIN
     SELECT l.* INTO known FROM pgcache.lease l WHERE l.key = key;
-    IF known.released IS NOT NULL AND NOT pg_visible_in_snapshot(known.released, seen::pg_snapshot) THEN
+    IF known.released < pg_snapshot_xmax(pg_current_snapshot()) -- else it is of another life of this database
+       AND NOT pg_visible_in_snapshot(known.released, seen::pg_snapshot) THEN
         RETURN 'look again';
     END IF;
     IF known.released IS NULL AND known.expires_at > clock_timestamp() THEN
