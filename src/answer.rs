@@ -10,6 +10,7 @@ use http::{HeaderMap, Response, StatusCode};
 use crate::body::ResponseBody;
 use crate::engine::Entry;
 use crate::http::conditional::{Verdict, evaluate, for_not_modified};
+use crate::http::fields::{has_content, number};
 use crate::http::range::{self, Ranged};
 use crate::policy::ClientCache;
 
@@ -64,15 +65,14 @@ impl Whole {
             body,
             age,
         } = outcome;
-        headers.extend(age.map(|age| (AGE, age.as_secs().into())));
+        headers.extend(age.map(|age| (AGE, number(age.as_secs()))));
         add_client_cache(&mut headers, client_cache.as_ref());
         let (status, mut headers, body) = match conditionals {
             Some(conditionals) => conditional(conditionals, status, headers, body, head_only),
             None => (status, headers, body),
         };
-        let has_content = !status.is_informational() && !matches!(status.as_u16(), 204 | 304);
-        if has_content && !headers.contains_key(CONTENT_LENGTH) {
-            headers.insert(CONTENT_LENGTH, body.len().into());
+        if has_content(status) && !headers.contains_key(CONTENT_LENGTH) {
+            headers.insert(CONTENT_LENGTH, number(body.len() as u64));
         }
         let mut response = Response::new(if status == StatusCode::NOT_MODIFIED {
             ResponseBody::none()

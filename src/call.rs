@@ -14,11 +14,10 @@ use crate::domain::{Domain, Scope};
 use crate::engine::ChangeGuard;
 use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus};
-use crate::http::invalidation::{linked_paths, represents_target, says_unchanged};
+use crate::http::invalidation::{is_safe, linked_paths, represents_target, says_unchanged};
 use crate::http::structured::groups;
 use crate::nesting::{Learned, Mark};
-use crate::plan::{Change, Plan};
-use crate::policy::StatusRule;
+use crate::plan::{Change, Plan, Subject};
 use crate::rules::Rules;
 use crate::runtime::{CacheScope, Remarks};
 
@@ -31,32 +30,17 @@ pub(crate) struct Caching {
     pub(crate) rules: Arc<Rules>,
 }
 
-/// A plan, with what else is known of the request that it is for.
-pub(crate) struct Planned {
-    pub(crate) plan: Plan,
-    /// The tenant of what the request changes; `None` is every tenant.
-    pub(crate) tenant: Option<String>,
-    pub(crate) invalidate_on: Option<StatusRule>,
-    /// The request's head, if the route's `store_if` wants to see it later.
-    pub(crate) head: Option<Request<()>>,
-    /// The row of the table, or axum's pattern.
-    pub(crate) route: Option<String>,
-}
-
 impl Caching {
-    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Planned {
+    pub(crate) fn plan<B: Body + 'static>(&self, request: &Request<B>) -> Plan {
         let depth = Mark::depth(request.extensions(), &self.cache.engine);
-        self.rules.route(request, |routed| Planned {
-            plan: routed.plan(request, depth),
-            tenant: routed.tenant_of_change(),
-            invalidate_on: routed.policy.invalidate_on.clone(),
-            head: routed
-                .policy
-                .store_if
-                .is_some()
-                .then(|| without_body(request)),
-            route: routed.name(request),
-        })
+        self.rules
+            .route(request, |routed| routed.plan(request, depth))
+    }
+
+    /// What the answer to a request that may be looked up is stored as.
+    #[allow(clippy::redundant_closure_for_method_calls)] // the method is for one lifetime only
+    pub(crate) fn subject<B>(&self, request: &Request<B>) -> Result<Subject, Bypass> {
+        self.rules.route(request, |routed| routed.subject())
     }
 
     /// Whether the route's `store_if` agrees.
@@ -87,10 +71,14 @@ impl Caching {
 pub(crate) struct Call<S> {
     pub(crate) cache: Caching,
     pub(crate) inner: S,
-    pub(crate) tenant: Option<String>,
+    /// The tenant of what the request changes; `None` is every tenant.
+    tenant: Option<String>,
+    /// The row of the table, or axum's pattern.
     pub(crate) route: Option<String>,
+    /// The request's head, if the route's `store_if` wants to see it later.
+    pub(crate) head: Option<Request<()>>,
     /// By its method; where the route says that it only reads, there is nothing for an outer layer to do.
-    pub(crate) is_unsafe: bool,
+    is_unsafe: bool,
 }
 
 /// An answer of the inner service, and what there is to know about how it came about.
@@ -102,6 +90,25 @@ pub(crate) struct Answered<B> {
 }
 
 impl<S> Call<S> {
+    pub(crate) fn new<B>(cache: Caching, inner: S, request: &Request<B>) -> Self {
+        let (tenant, route, head) = cache.rules.route(request, |routed| {
+            let wants_head = routed.policy.store_if.is_some();
+            (
+                routed.tenant_of_change(),
+                routed.name(request),
+                wants_head.then(|| without_body(request)),
+            )
+        });
+        Self {
+            cache,
+            inner,
+            tenant,
+            route,
+            head,
+            is_unsafe: !is_safe(request.method()),
+        }
+    }
+
     /// Calls the inner service. `conditionals`: what the client asked, if the request no longer says it. What the handler says it has changed is seen to, however the call ends.
     pub(crate) async fn ask_inner<RequestBody, B>(
         &mut self,
@@ -197,8 +204,6 @@ impl<S> Call<S> {
     pub(crate) async fn change<RequestBody, B>(
         mut self,
         mut change: Change,
-        invalidate_on: Option<StatusRule>,
-        head: Option<Request<()>>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
@@ -207,7 +212,11 @@ impl<S> Call<S> {
         B::Error: Into<BoxError>,
     {
         let later = match change.later_gets.take() {
-            Some(read) => self.cache.begin_later(*read, head, request.headers()).await,
+            Some((read, subject)) => {
+                self.cache
+                    .begin_later(read, subject, request.headers())
+                    .await
+            }
             None => None,
         };
         Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
@@ -227,7 +236,11 @@ impl<S> Call<S> {
         let status = response.status();
         let mut remarks = remarks;
         let mut more = std::mem::take(&mut remarks.invalidates);
-        if invalidate_on.map_or(!says_unchanged(status), |rule| rule.0(status)) {
+        if change
+            .invalidate_on
+            .as_ref()
+            .map_or(!says_unchanged(status), |rule| rule.0(status))
+        {
             more.extend(named_by_the_answer(response.headers(), &change));
         } else {
             guard.only_what_is_said();

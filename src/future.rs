@@ -12,13 +12,27 @@ use crate::body::ResponseBody;
 type Boxed<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
 
 /// The future of [`PgCacheService`](crate::PgCacheService).
-pub struct ResponseFuture<B, E>(Boxed<B, E>);
+pub struct ResponseFuture<B, E>(Inner<B, E>);
+
+#[allow(clippy::large_enum_variant)] // to box it would cost a hit more than to move it
+enum Inner<B, E> {
+    /// An answer that was at hand; `None` when it is gone.
+    Ready(Option<Response<ResponseBody<B>>>),
+    Running(Boxed<B, E>),
+}
+
+// nothing in it is pinned but what is in a box
+impl<B, E> Unpin for ResponseFuture<B, E> {}
 
 impl<B, E> ResponseFuture<B, E> {
     pub(crate) fn new(
         future: impl Future<Output = Result<Response<ResponseBody<B>>, E>> + Send + 'static,
     ) -> Self {
-        Self(Box::pin(future))
+        Self(Inner::Running(Box::pin(future)))
+    }
+
+    pub(crate) const fn ready(answer: Response<ResponseBody<B>>) -> Self {
+        Self(Inner::Ready(Some(answer)))
     }
 }
 
@@ -26,7 +40,13 @@ impl<B, E> Future for ResponseFuture<B, E> {
     type Output = Result<Response<ResponseBody<B>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
+        match &mut self.0 {
+            Inner::Ready(answer) => match answer.take() {
+                Some(answer) => Poll::Ready(Ok(answer)),
+                None => panic!("polled after it was ready"),
+            },
+            Inner::Running(future) => future.as_mut().poll(cx),
+        }
     }
 }
 

@@ -407,7 +407,7 @@ pub fn decision(data: &[u8]) {
 
     let stored = condition(freshness, passed);
     let asks = RequestDirectives::of(&asked);
-    let reuse = decide(stored, &read, &asks, policy.stale);
+    let reuse = decide(stored, || read.clone(), &asks, policy.stale);
     let is_stale = stored.fresh_for.is_zero();
     if reuse != Reuse::Revalidate {
         assert!(!asks.no_cache);
@@ -424,7 +424,7 @@ pub fn decision(data: &[u8]) {
         ..stored
     };
     assert_eq!(
-        decide(invalid, &read, &asks, policy.stale),
+        decide(invalid, || read.clone(), &asks, policy.stale),
         Reuse::Revalidate
     );
     assert!(!may_stand_in(invalid, &read, policy.stale));
@@ -529,7 +529,7 @@ impl Exchange {
         let policy = Policy::shared_cache();
         let says = directives(answer, policy.targets());
         let asks = RequestDirectives::of(request);
-        decide(stored, &says, &asks, policy.stale) == Reuse::Serve
+        decide(stored, || says.clone(), &asks, policy.stale) == Reuse::Serve
     }
 }
 

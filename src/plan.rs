@@ -12,17 +12,21 @@
 //! 5. What all this was decided by is the request as this layer sees it. So an answer is only for requests that
 //!    come as far as the layer that stored it: how many layers of the engine are around it is in the key.
 
+use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use http::{Method, Request, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 use http_body::Body;
 
+use crate::answer::{Outcome, Whole};
 use crate::domain::Scope;
 use crate::head::RequestHead;
+use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::Bypass;
 use crate::http::invalidation::is_safe;
 use crate::key::{Key, KeyParts, more_parts};
-use crate::policy::{ClientCache, Dependency, Policy, Sharing};
+use crate::policy::{ClientCache, Dependency, Policy, Sharing, StatusRule};
 use crate::request;
 use crate::rules::Rules;
 use crate::search::{DEFAULT_MAX_QUESTION, is_question};
@@ -32,13 +36,14 @@ pub(crate) enum Plan {
     /// Pass it through.
     Bypass(Bypass),
     /// Look it up; on a miss, store what the inner service answers.
-    Read(Box<Read>),
+    Read(Read),
     /// The same, with the body as part of the question.
-    Search(Box<Read>),
+    Search(Read),
     /// Invalidate what it may have changed.
     Change(Box<Change>),
 }
 
+/// What it takes to find an answer.
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) key: Key,
@@ -48,19 +53,42 @@ pub(crate) struct Read {
     pub(crate) policy: Arc<Policy>,
     /// By how many times its handler's time an answer is refreshed before it expires; drawn for each request.
     pub(crate) early: f64,
+    /// Whether the answer belongs to a tenant or a principal.
+    pub(crate) is_personal: bool,
+    /// How many layers of the engine are around this one.
+    pub(crate) depth: u32,
+}
+
+/// What an answer is stored as. A hit does without it.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
     pub(crate) scopes: Vec<Scope>,
     pub(crate) authority: String,
     pub(crate) path: String,
     /// Of the key and the scopes; none on a route whose answers are the same for everybody.
     pub(crate) tenant: Option<String>,
-    /// Whether the answer belongs to a tenant or a principal.
-    pub(crate) is_personal: bool,
 }
 
 impl Read {
     /// Whether a part of the answer may be stored, and serve.
     pub(crate) fn may_be_partial(&self) -> bool {
         self.policy.store_partial == Some(true) && !self.head_only && !self.is_search
+    }
+
+    /// What the request asks of caches, where the route obeys.
+    pub(crate) fn asks(&self, headers: &HeaderMap) -> RequestDirectives {
+        match self.policy.request_directives {
+            Some(true) => RequestDirectives::of(headers),
+            _ => RequestDirectives::default(),
+        }
+    }
+
+    pub(crate) fn whole(&self, outcome: Outcome) -> Whole {
+        Whole {
+            outcome,
+            head_only: self.head_only,
+            client_cache: self.client_cache(),
+        }
     }
 
     /// What other caches are told about an answer that belongs to somebody.
@@ -76,8 +104,9 @@ pub(crate) struct Change {
     pub(crate) uri: Uri,
     pub(crate) authority: Option<String>,
     pub(crate) groups_as_domains: bool,
+    pub(crate) invalidate_on: Option<StatusRule>,
     /// Later GETs for the same URI, if the answer may be stored for them.
-    pub(crate) later_gets: Option<Box<Read>>,
+    pub(crate) later_gets: Option<(Read, Subject)>,
 }
 
 /// A request whose route is found.
@@ -111,7 +140,7 @@ impl Routed<'_> {
                 } else {
                     self.plan_read(outside)
                 };
-                read.map_or_else(Plan::Bypass, |read| Plan::Read(Box::new(read)))
+                read.map_or_else(Plan::Bypass, Plan::Read)
             }
             Method::POST if self.policy.safe_post.is_some() => self.plan_search(request, outside),
             ref method if method.as_str() == "QUERY" => self.plan_search(request, outside),
@@ -126,8 +155,8 @@ impl Routed<'_> {
         if !is_question(request, max, self.policy.rebuild.as_ref()) {
             return Plan::Bypass(Bypass::Body);
         }
-        let read = self.plan_read(outside);
-        read.map_or_else(Plan::Bypass, |read| Plan::Search(Box::new(read)))
+        self.plan_read(outside)
+            .map_or_else(Plan::Bypass, Plan::Search)
     }
 
     fn plan_read(&self, outside: Outside<'_>) -> Result<Read, Bypass> {
@@ -140,17 +169,14 @@ impl Routed<'_> {
             witnessed,
         } = self.sharer()?;
         let query = policy.query().apply(head.uri.query());
-        let path = request::path_and_query(head.uri, query.as_deref());
         let key = Key::new(&KeyParts {
-            namespace: policy.namespace.as_deref().unwrap_or(""),
-            generation: policy.generation.as_deref().unwrap_or(""),
+            space: &policy.key_space,
             uri: head.uri,
             query: query.as_deref(),
             authority: &authority,
             tenant: tenant.as_deref(),
             principal: principal.as_deref(),
             witnessed,
-            settings: &policy.identity,
             depth: outside.depth,
             rewritten: outside.rewritten,
             more: &more_parts(&policy.key_parts, head),
@@ -164,11 +190,23 @@ impl Routed<'_> {
                 _ => true,
             },
             policy: Arc::clone(policy),
-            early: 0.0,
-            scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
+            early: policy.early_refresh.map_or(0.0, earliness),
             is_personal: tenant.is_some() || principal.is_some(),
+            depth: outside.depth,
+        })
+    }
+
+    /// Of a request that may be looked up.
+    pub(crate) fn subject(&self) -> Result<Subject, Bypass> {
+        let Self { policy, head, .. } = self;
+        let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
+        let tenant = self.sharer()?.tenant;
+        let query = policy.query().apply(head.uri.query());
+        let path = request::path_and_query(head.uri, query.as_deref());
+        Ok(Subject {
+            scopes: self.dependencies(&authority, &path, tenant.as_deref())?,
             path,
-            authority,
+            authority: authority.into_owned(),
             tenant,
         })
     }
@@ -296,13 +334,14 @@ impl Routed<'_> {
         let scopes = policy.invalidates.iter().cloned().chain([own]).collect();
         let is_stored = policy.store_post == Some(true) && *head.method == Method::POST;
         let later_gets = is_stored
-            .then(|| self.plan_read(outside).ok().map(Box::new))
+            .then(|| self.plan_read(outside).ok().zip(self.subject().ok()))
             .flatten();
         Change {
             scopes,
             uri: head.uri.clone(),
-            authority,
+            authority: authority.map(Cow::into_owned),
             groups_as_domains: policy.groups_as_domains == Some(true),
+            invalidate_on: policy.invalidate_on.clone(),
             later_gets,
         }
     }
@@ -322,6 +361,14 @@ impl Routed<'_> {
             .as_ref()
             .and_then(|source| source.of(&self.head).name)
     }
+}
+
+/// `XFetch`: how many times its cost before the end an entry is refreshed by this request. An exponential variate.
+fn earliness(beta: f64) -> f64 {
+    let random = RandomState::new().hash_one(0) >> 11;
+    // from 0, exclusive, to 1
+    let uniform = (random + 1) as f64 / (1u64 << 53) as f64;
+    -beta * uniform.ln()
 }
 
 /// Whom the answer to a request belongs to.

@@ -64,7 +64,7 @@ impl QueryRule {
             Self::Ignoring(patterns) => !patterns.iter().any(|p| p.matches(name.as_bytes())),
             Self::Only(patterns) => patterns.iter().any(|p| p.matches_decoded(name.as_bytes())),
         };
-        if *self == Self::Untouched {
+        if *self == Self::Untouched || (!query.contains('&') && kept(name(query))) {
             return Some(Cow::Borrowed(query));
         }
         let all: Vec<&str> = query.split('&').collect();

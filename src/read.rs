@@ -7,7 +7,6 @@
 
 mod fill;
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
@@ -22,52 +21,73 @@ use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
+use crate::http::invalidation::is_safe;
 use crate::http::partial::{self, completion};
 use crate::http::reuse::{Condition, Reuse, decide};
 use crate::http::storable::directives;
 use crate::http::vary::{Vary, normalised, vary_of};
 use crate::key::Key;
 use crate::nesting::{Learned, Mark};
-use crate::plan::Read;
+use crate::plan::{Read, Subject};
 
 pub(crate) use fill::Errand;
 use fill::prepare;
 
 impl Caching {
-    /// Asks the store, unless an outer layer has learned that it cannot be asked.
-    async fn look_up(&self, read: &Read, headers: &HeaderMap, outer: Option<Mark>) -> Learned {
-        if let Some(reason) = outer.and_then(|outer| outer.unusable()) {
-            return Learned::Unusable(reason);
-        }
-        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
-        let invalid_too = read.policy.serve_invalidated.is_some();
-        match self
-            .cache
-            .engine
-            .ask(Question {
-                key: read.key,
-                variant: &variant,
-                part: read.may_be_partial().then(|| part_key(read.key)),
-                invalid_too,
-            })
-            .await
-        {
-            Asked::Known(fill) => Learned::Known(fill),
-            Asked::Unusable(reason) => Learned::Unusable(reason),
-        }
-    }
-
-    /// What is in memory, if it can be served as it is. An inner layer of the engine goes by what the outer one has found.
-    async fn recall(
+    /// The answer, if it is in memory and young enough for the route: nobody has to be asked or waited for.
+    pub(crate) fn at_once<RequestBody, B>(
         &self,
         read: &Read,
-        headers: &HeaderMap,
-        asks: &RequestDirectives,
-        is_inner: bool,
-    ) -> Recalled {
-        if is_inner {
-            return Recalled::Nothing;
+        request: &Request<RequestBody>,
+    ) -> Option<Response<ResponseBody<B>>> {
+        let staleness = read.policy.staleness_limit();
+        // an inner layer goes by what the outer one has found
+        if staleness.is_zero() || read.depth > 0 {
+            return None;
         }
+        let headers = request.headers();
+        let asks = read.asks(headers);
+        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+        let is_of_use = |entry: &Entry| self.would_serve(entry, read, headers, &asks);
+        let engine = &self.cache.engine;
+        let entry = engine.recall_at_once(read.key, &variant, staleness, is_of_use)?;
+        Some(self.hit(&entry, read, headers))
+    }
+
+    /// Looks in memory; what is not there is looked up, and filled if need be.
+    pub(crate) async fn read<S, RequestBody, B>(
+        self,
+        inner: S,
+        read: Read,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let is_unsafe = !is_safe(request.method());
+        let outer = Mark::claim(&mut request, &self.cache.engine, is_unsafe);
+        let asks = read.asks(request.headers());
+        let refused = match outer {
+            None => match self.recall(&read, request.headers(), &asks).await {
+                Recalled::Entry(entry) => return Ok(self.hit(&entry, &read, request.headers())),
+                Recalled::Nothing => None,
+                Recalled::Unusable(reason) => Some(reason),
+            },
+            // it goes by what the outer one has found
+            Some(outer) => outer.unusable(),
+        };
+        let call = Call::new(self, inner, &request);
+        // boxed: what follows is large, and a hit in memory does not need the room
+        Box::pin(call.read_on(read, asks, request, refused)).await
+    }
+
+    /// What is in memory, if it can be served as it is.
+    async fn recall(&self, read: &Read, headers: &HeaderMap, asks: &RequestDirectives) -> Recalled {
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
         let is_of_use = |entry: &Entry| self.would_serve(entry, read, headers, asks);
         let engine = &self.cache.engine;
@@ -75,6 +95,14 @@ impl Caching {
         engine
             .recall(read.key, &variant, staleness, is_of_use)
             .await
+    }
+
+    /// What is stored.
+    async fn look_up(&self, read: &Read, headers: &HeaderMap) -> Asked {
+        let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+        let part = read.may_be_partial().then(|| part_key(read.key));
+        let question = question(read, &variant, part);
+        self.cache.engine.ask(question).await
     }
 
     /// Waits for somebody else's fill, or lets others wait for this one.
@@ -86,13 +114,8 @@ impl Caching {
         fill: Fill,
     ) -> Shared {
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
-        let question = Question {
-            key: read.key,
-            variant: &variant,
-            part: None,
-            invalid_too: read.policy.serve_invalidated.is_some(),
-        };
         let is_of_use = |entry: &Entry| self.would_serve(entry, read, headers, asks);
+        let question = question(read, &variant, None);
         self.cache.engine.share(fill, &question, &is_of_use).await
     }
 
@@ -110,8 +133,8 @@ impl Caching {
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
-        let says = directives(&entry.headers, read.policy.targets());
-        let decided = |condition| decide(condition, &says, asks, read.policy.stale);
+        let says = || directives(&entry.headers, read.policy.targets());
+        let decided = |condition| decide(condition, says, asks, read.policy.stale);
         let if_valid = Condition {
             valid: true,
             ..entry.condition
@@ -134,68 +157,66 @@ impl Caching {
     }
 }
 
-/// `XFetch`: how many times its cost before the end an entry is refreshed by this request. An exponential variate.
-fn earliness(beta: f64) -> f64 {
-    let random = RandomState::new().hash_one(0) >> 11;
-    // from 0, exclusive, to 1
-    let uniform = (random + 1) as f64 / (1u64 << 53) as f64;
-    -beta * uniform.ln()
-}
-
 fn is_due(entry: &Entry, early: f64) -> bool {
     early > 0.0 && entry.cost.as_secs_f64() * early >= entry.condition.fresh_for.as_secs_f64()
 }
 
-impl<S> Call<S> {
-    pub(crate) async fn read<RequestBody, B>(
-        self,
-        mut read: Box<Read>,
-        head: Option<Request<()>>,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody<B>>, S::Error>
-    where
-        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
-        RequestBody: Send + 'static,
-        B: Body + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let outer = Mark::claim(&mut request, &self.cache.cache.engine, self.is_unsafe);
-        let asks = match read.policy.request_directives {
-            Some(true) => RequestDirectives::of(request.headers()),
-            _ => RequestDirectives::default(),
-        };
-        read.early = read.policy.early_refresh.map_or(0.0, earliness);
-        let refused = match self
-            .cache
-            .recall(&read, request.headers(), &asks, outer.is_some())
-            .await
-        {
-            Recalled::Entry(entry) => {
-                let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
-                return Ok(self.hit(
-                    (&entry).into(),
-                    entry.condition,
-                    &read,
-                    conditionals.as_ref(),
-                ));
-            }
-            Recalled::Nothing => None,
-            Recalled::Unusable(reason) => Some(reason),
-        };
-        // boxed: what follows is large, and a hit in memory does not need the room
-        Box::pin(self.read_on(read, asks, head, request, outer, refused)).await
+impl Caching {
+    fn hit<B>(&self, entry: &Entry, read: &Read, request: &HeaderMap) -> Response<ResponseBody<B>> {
+        let condition = entry.condition;
+        self.served(entry, read, request, CacheStatus::Hit { condition })
     }
 
+    /// A stored answer, or somebody else's.
+    fn served<B>(
+        &self,
+        entry: &Entry,
+        read: &Read,
+        request: &HeaderMap,
+        status: CacheStatus,
+    ) -> Response<ResponseBody<B>> {
+        self.cache.engine.count_hit();
+        let conditionals = conditionals_of(request).filter(|_| !read.is_search);
+        let response = read.whole(entry.into()).answer(conditionals.as_ref());
+        self.explained(response, status)
+    }
+
+    /// A range within a stored part.
+    fn hit_within<B>(
+        &self,
+        part: &Entry,
+        read: &Read,
+        request: &HeaderMap,
+    ) -> Option<Response<ResponseBody<B>>> {
+        let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
+        let (status, condition) = (part.status, part.condition);
+        let outcome = Outcome {
+            status,
+            headers,
+            body,
+            age: Some(condition.age),
+        };
+        self.cache.engine.count_hit();
+        let response = read.whole(outcome).answer(None);
+        Some(self.explained(response, CacheStatus::Hit { condition }))
+    }
+
+    /// RFC 9111 §5.2.1.7.
+    fn not_cached<B>(&self) -> Response<ResponseBody<B>> {
+        let mut response = Response::new(ResponseBody::empty());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        self.cache.engine.count_miss();
+        self.explained(response, CacheStatus::OnlyIfCached)
+    }
+}
+
+impl<S> Call<S> {
     /// What is not in memory; `refused`: why the store is not to be asked.
     async fn read_on<RequestBody, B>(
         mut self,
-        read: Box<Read>,
+        read: Read,
         asks: RequestDirectives,
-        head: Option<Request<()>>,
         request: Request<RequestBody>,
-        outer: Option<Mark>,
         refused: Option<Bypass>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
@@ -206,14 +227,18 @@ impl<S> Call<S> {
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let learned = match refused {
-            None => self.cache.look_up(&read, request.headers(), outer).await,
-            Some(reason) => Learned::Unusable(reason),
+        let subject = match self.cache.subject(&request) {
+            Ok(subject) => subject,
+            Err(reason) => return self.pass_on(reason, None, request).await,
         };
-        let fill = match learned {
-            Learned::Known(fill) => fill,
-            Learned::Unusable(_) if asks.only_if_cached => return Ok(self.not_cached()),
-            Learned::Unusable(reason) => {
+        let asked = match refused {
+            None => self.cache.look_up(&read, request.headers()).await,
+            Some(reason) => Asked::Unusable(reason),
+        };
+        let fill = match asked {
+            Asked::Known(fill) => fill,
+            Asked::Unusable(_) if asks.only_if_cached => return Ok(self.cache.not_cached()),
+            Asked::Unusable(reason) => {
                 return self
                     .pass_on(reason, Some(Learned::Unusable(reason)), request)
                     .await;
@@ -226,7 +251,7 @@ impl<S> Call<S> {
         let stored = stored.filter(|entry| !entry.is_part());
         if let Some(answer) = part
             .as_ref()
-            .and_then(|part| self.hit_within(part, &read, request.headers()))
+            .and_then(|part| self.cache.hit_within(part, &read, request.headers()))
         {
             return Ok(answer);
         }
@@ -236,20 +261,14 @@ impl<S> Call<S> {
         if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
             (&stored, reuse)
         {
-            let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
-            let answer = self.hit(
-                entry.as_ref().into(),
-                entry.condition,
-                &read,
-                conditionals.as_ref(),
-            );
+            let answer = self.cache.hit(entry, &read, request.headers());
             if reuse == Reuse::ServeAndRefresh {
-                self.refresh_in_the_background(*read, head, request, fill, stored);
+                self.refresh_in_the_background(read, subject, request, fill, stored);
             }
             return Ok(answer);
         }
         if asks.only_if_cached {
-            return Ok(self.not_cached());
+            return Ok(self.cache.not_cached());
         }
         let why = match &stored {
             None => Forward::Miss,
@@ -276,9 +295,8 @@ impl<S> Call<S> {
                     (fill, stored)
                 }
                 Shared::Entry(entry) => {
-                    let conditionals =
-                        conditionals_of(request.headers()).filter(|_| !read.is_search);
-                    return Ok(self.collapsed(&entry, why, &read, conditionals.as_ref()));
+                    let status = CacheStatus::Collapsed { why };
+                    return Ok(self.cache.served(&entry, &read, request.headers(), status));
                 }
                 Shared::Unusable(reason) => {
                     return self
@@ -287,7 +305,7 @@ impl<S> Call<S> {
                 }
             }
         };
-        let (mut errand, mut request) = prepare(*read, head, request, stored, why, asks.no_store);
+        let (mut errand, mut request) = prepare(read, subject, request, stored, why, asks.no_store);
         let is_whole = conditionals_of(request.headers()).is_none();
         if let Some((part, fields)) = part
             .filter(|_| is_whole)
@@ -299,63 +317,11 @@ impl<S> Call<S> {
         self.fill_patiently(errand, request, fill).await
     }
 
-    /// A range within a stored part.
-    fn hit_within<B>(
-        &self,
-        part: &Entry,
-        read: &Read,
-        request: &HeaderMap,
-    ) -> Option<Response<ResponseBody<B>>> {
-        let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
-        let outcome = Outcome {
-            status: part.status,
-            headers,
-            body,
-            age: Some(part.condition.age),
-        };
-        Some(self.hit(outcome, part.condition, read, None))
-    }
-
-    fn hit<B>(
-        &self,
-        outcome: Outcome,
-        condition: Condition,
-        read: &Read,
-        conditionals: Option<&HeaderMap>,
-    ) -> Response<ResponseBody<B>> {
-        self.cache.cache.engine.count_hit();
-        let response = self.whole(read, outcome).answer(conditionals);
-        self.cache
-            .explained(response, CacheStatus::Hit { condition })
-    }
-
-    /// Somebody else's fill.
-    fn collapsed<B>(
-        &self,
-        entry: &Entry,
-        why: Forward,
-        read: &Read,
-        conditionals: Option<&HeaderMap>,
-    ) -> Response<ResponseBody<B>> {
-        self.cache.cache.engine.count_hit();
-        let response = self.whole(read, entry.into()).answer(conditionals);
-        self.cache
-            .explained(response, CacheStatus::Collapsed { why })
-    }
-
-    /// RFC 9111 §5.2.1.7.
-    fn not_cached<B>(&self) -> Response<ResponseBody<B>> {
-        let mut response = Response::new(ResponseBody::empty());
-        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-        self.cache.cache.engine.count_miss();
-        self.cache.explained(response, CacheStatus::OnlyIfCached)
-    }
-
     /// Runs the request that found a stale answer, extensions included, while its client has that answer.
     fn refresh_in_the_background<RequestBody, B>(
         self,
         read: Read,
-        head: Option<Request<()>>,
+        subject: Subject,
         mut request: Request<RequestBody>,
         fill: Fill,
         stored: Option<Arc<Entry>>,
@@ -373,7 +339,7 @@ impl<S> Call<S> {
         };
         // nobody waits for the answer, and what the client asked for is not what is to be stored
         take_conditionals(request.headers_mut());
-        let (errand, request) = prepare(read, head, request, stored, Forward::Stale, false);
+        let (errand, request) = prepare(read, subject, request, stored, Forward::Stale, false);
         tokio::spawn(refresh(self, errand, request, fill, refreshing));
     }
 
@@ -435,6 +401,19 @@ async fn refresh<S, RequestBody, B>(
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end
     drop(call.fill(errand, request, fill).await);
     drop(refreshing);
+}
+
+fn question<'a>(
+    read: &Read,
+    variant: &'a (dyn Fn(&[HeaderName]) -> Key + Sync),
+    part: Option<Key>,
+) -> Question<'a> {
+    Question {
+        key: read.key,
+        variant,
+        part,
+        invalid_too: read.policy.serve_invalidated.is_some(),
+    }
 }
 
 /// The key under which this request finds an answer with these fields.

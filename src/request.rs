@@ -1,5 +1,7 @@
 //! What a request says about itself, before any policy is asked.
 
+use std::borrow::Cow;
+
 use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, UPGRADE};
 use http::{HeaderMap, HeaderName, Request, Uri};
 use http_body::Body;
@@ -100,21 +102,29 @@ pub(crate) fn matched_pattern<B>(request: &Request<B>) -> Option<&str> {
 /// Whom the request is addressed to, in lower case: the authority of the URI where it has one (RFC 9112
 /// §3.2.2), else `Host`. Empty if neither is there, `None` if that is not clear: if the two differ (many handlers
 /// ask `Host` first), if `Host` is given twice or is no text, or if there is a user name in it.
-pub(crate) fn authority(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+pub(crate) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
-        (Some(host), None) => Some(host.to_str().ok()?.to_ascii_lowercase()),
+        (Some(host), None) => Some(lower_case(host.to_str().ok()?)),
         (Some(_), Some(_)) => return None,
     };
     let of_uri = uri
         .authority()
-        .map(|authority| authority.as_str().to_ascii_lowercase());
+        .map(|authority| lower_case(authority.as_str()));
     let authority = match (of_uri, host) {
         (Some(of_uri), Some(host)) if of_uri != host => return None,
         (of_uri, host) => of_uri.or(host).unwrap_or_default(),
     };
     (!authority.contains('@')).then_some(authority)
+}
+
+fn lower_case(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        text.to_ascii_lowercase().into()
+    } else {
+        text.into()
+    }
 }
 
 /// The path as the client sent it, and the query as the rule leaves it.
@@ -140,7 +150,7 @@ mod tests {
 
     fn authority_of(uri: &str, fields: &[(&str, &[u8])]) -> Option<String> {
         let request = request(uri, fields);
-        authority(request.uri(), request.headers())
+        authority(request.uri(), request.headers()).map(Cow::into_owned)
     }
 
     #[test]

@@ -17,7 +17,7 @@ use http_body_util::Full;
 use tower_service::Service;
 
 use crate::body::{ResponseBody, collected};
-use crate::call::Call;
+use crate::call::Caching;
 use crate::error::BoxError;
 use crate::key::Key;
 use crate::plan::Read;
@@ -73,12 +73,12 @@ pub(crate) fn is_question<B: Body + 'static>(
     length.is_some_and(|length| length <= max as u64) && rebuild_for::<B>(given).is_some()
 }
 
-impl<S> Call<S> {
+impl Caching {
     /// Reads the question, and then goes on as with any other read.
-    pub(crate) async fn search<RequestBody, B>(
+    pub(crate) async fn search<S, RequestBody, B>(
         self,
+        inner: S,
         mut read: Read,
-        head: Option<Request<()>>,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
@@ -103,7 +103,7 @@ impl<S> Call<S> {
             return Ok(bad_request());
         };
         read.key = key_of(read.key, &parts.method, &parts.headers, &question);
-        self.read(Box::new(read), head, Request::from_parts(parts, *body))
+        self.read(inner, read, Request::from_parts(parts, *body))
             .await
     }
 }

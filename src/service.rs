@@ -9,10 +9,9 @@ use tower_service::Service;
 
 use crate::body::ResponseBody;
 use crate::cache::PgCache;
-use crate::call::{Caching, Call, Planned};
+use crate::call::{Caching, Call};
 use crate::error::BoxError;
 use crate::future::ResponseFuture;
-use crate::http::invalidation::is_safe;
 use crate::plan::Plan;
 use crate::rules::Rules;
 
@@ -50,31 +49,24 @@ where
     }
 
     fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let plan = self.cache.plan(&request);
+        if let Plan::Read(read) = &plan {
+            if let Some(answer) = self.cache.at_once(read, &request) {
+                return ResponseFuture::ready(answer);
+            }
+        }
         // the one that was polled ready is called; its clone has to be polled first
         let clone = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, clone);
         let cache = self.cache.clone();
-        let Planned {
-            plan,
-            tenant,
-            invalidate_on,
-            head,
-            route,
-        } = cache.plan(&request);
-        let is_unsafe = !is_safe(request.method());
-        let call = Call {
-            cache,
-            inner,
-            tenant,
-            route,
-            is_unsafe,
-        };
         match plan {
-            Plan::Bypass(reason) => ResponseFuture::new(call.pass(reason, request)),
-            Plan::Read(read) => ResponseFuture::new(call.read(read, head, request)),
-            Plan::Search(read) => ResponseFuture::new(call.search(*read, head, request)),
+            Plan::Bypass(reason) => {
+                ResponseFuture::new(Call::new(cache, inner, &request).pass(reason, request))
+            }
+            Plan::Read(read) => ResponseFuture::new(cache.read(inner, read, request)),
+            Plan::Search(read) => ResponseFuture::new(cache.search(inner, read, request)),
             Plan::Change(change) => {
-                ResponseFuture::new(call.change(*change, invalidate_on, head, request))
+                ResponseFuture::new(Call::new(cache, inner, &request).change(*change, request))
             }
         }
     }

@@ -103,7 +103,7 @@ impl Tenant {
             let authority = authority(head.uri(), head.headers())?;
             let host = authority
                 .rsplit_once(':')
-                .map_or(authority.as_str(), |(host, _)| host);
+                .map_or(&*authority, |(host, _)| host);
             let is_address = host.starts_with('[')
                 || host
                     .split('.')

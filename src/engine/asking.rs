@@ -10,12 +10,13 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::runtime::Handle;
 
+use super::clock::Moment;
 use super::entry::{Answer, Entry};
 use super::memory::{Remembered, Standing};
 use super::{Engine, Fill, in_time};
 use crate::error::Error;
 use crate::http::cache_status::Bypass;
-use crate::http::fields::decode_head;
+use crate::http::fields::{decode_head, fields_to_serve};
 use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::{Found, Lookup, Origin, Stored};
@@ -52,6 +53,27 @@ pub(crate) enum Asked {
 }
 
 impl Engine {
+    /// An entry in memory that `is_of_use`, if the feed was read less than `max_staleness` ago.
+    pub(crate) fn recall_at_once(
+        self: &Arc<Self>,
+        key: Key,
+        variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
+        max_staleness: Duration,
+        is_of_use: impl Fn(&Entry) -> bool,
+    ) -> Option<Entry> {
+        let now = Moment::now();
+        let age = self.feed.age(now).filter(|age| *age < max_staleness)?;
+        let (remembered, entry) = self.remembered(key, variant, now, is_of_use)?;
+        if age > max_staleness / 2 {
+            // the next read begins before this one is too old
+            self.want_read_unless_reading();
+        }
+        match self.confirmed(&remembered, entry) {
+            Recalled::Entry(entry) => Some(entry),
+            Recalled::Nothing | Recalled::Unusable(_) => None,
+        }
+    }
+
     /// Looks for an entry in memory that `is_of_use`, and that holds as of the request's arrival, or of `max_staleness`
     /// before. Takes at most the lookup deadline.
     pub(crate) async fn recall(
@@ -61,23 +83,39 @@ impl Engine {
         max_staleness: Duration,
         is_of_use: impl Fn(&Entry) -> bool,
     ) -> Recalled {
-        if !self.memory.is_on() || self.refusal().is_some() {
-            return Recalled::Nothing;
-        }
-        let Some(remembered) = self.remembered(key, variant) else {
+        let now = Moment::now();
+        let Some((remembered, entry)) = self.remembered(key, variant, now, is_of_use) else {
             return Recalled::Nothing;
         };
-        let entry = remembered.entry();
-        if !is_of_use(&entry) {
-            return Recalled::Nothing;
-        }
-        self.housekeeper.note_traffic();
-        let is_young = self.feed.age().is_some_and(|age| age < max_staleness);
-        if is_young {
-            self.read_ahead(max_staleness);
-        } else if !self.catch_up().await {
+        // another request may have seen to it
+        let is_young = self.feed.age(now).is_some_and(|age| age < max_staleness);
+        if !is_young && !self.catch_up().await {
             return Recalled::Unusable(Bypass::Store);
         }
+        self.confirmed(&remembered, entry)
+    }
+
+    fn remembered(
+        &self,
+        key: Key,
+        variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
+        now: Moment,
+        is_of_use: impl Fn(&Entry) -> bool,
+    ) -> Option<(Arc<Remembered>, Entry)> {
+        if !self.memory.is_on() || self.refusal().is_some() {
+            return None;
+        }
+        let remembered = self.memory.get(key).or_else(|| {
+            let fields = self.varying.get(&key)?;
+            self.memory.get(variant(&fields))
+        })?;
+        let entry = remembered.entry(now);
+        is_of_use(&entry).then_some((remembered, entry))
+    }
+
+    /// What was in memory before the last read of the feed, as of that read.
+    fn confirmed(self: &Arc<Self>, remembered: &Arc<Remembered>, entry: Entry) -> Recalled {
+        self.housekeeper.note_traffic();
         self.changes.keep_trying(self);
         if self.changes.concern(&entry.probes) {
             return Recalled::Unusable(Bypass::Store);
@@ -85,20 +123,9 @@ impl Engine {
         if remembered.holds(&self.feed) {
             Recalled::Entry(entry)
         } else {
-            self.memory.forget(&remembered);
+            self.memory.forget(remembered);
             Recalled::Nothing
         }
-    }
-
-    fn remembered(
-        &self,
-        key: Key,
-        variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
-    ) -> Option<Arc<Remembered>> {
-        self.memory.get(key).or_else(|| {
-            let fields = self.varying.get(&key)?;
-            self.memory.get(variant(&fields))
-        })
     }
 
     /// Waits for a read of the feed that begins now, or later.
@@ -126,13 +153,6 @@ impl Engine {
             }
         }
         false
-    }
-
-    /// Begins the next read before the last one is too old.
-    fn read_ahead(self: &Arc<Self>, max_staleness: Duration) {
-        if self.feed.age().is_some_and(|age| age > max_staleness / 2) {
-            self.want_read_unless_reading();
-        }
     }
 
     /// Why there is nothing to ask, if so.
@@ -285,7 +305,7 @@ impl Engine {
             let answer = Answer {
                 key,
                 status,
-                headers,
+                headers: fields_to_serve(status, headers, body.len()),
                 etag_is_ours,
                 body,
                 probes,

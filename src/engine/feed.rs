@@ -118,10 +118,14 @@ impl Feed {
         self.publish(keys);
     }
 
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun_at.load(Ordering::Acquire) > 0
+    }
+
     /// How long ago the last read began.
-    pub(super) fn age(&self) -> Option<Duration> {
+    pub(super) fn age(&self, now: Moment) -> Option<Duration> {
         let begun_at = self.begun_at.load(Ordering::Acquire);
-        (begun_at > 0).then(|| Moment::from_nanos(begun_at).elapsed())
+        (begun_at > 0).then(|| now.since(Moment::from_nanos(begun_at)))
     }
 
     /// Under the lock of `reading`.

@@ -20,7 +20,7 @@ use super::lease::Lease;
 use super::memory::Standing;
 use crate::domain::Scope;
 use crate::http::conditional;
-use crate::http::fields::encode_head;
+use crate::http::fields::{encode_head, fields_to_serve};
 use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
@@ -307,7 +307,7 @@ impl Storing {
         let answer = Answer {
             key,
             status: head.status,
-            headers: head.headers,
+            headers: fields_to_serve(head.status, head.headers, body.len()),
             etag_is_ours: etag.is_some(),
             body,
             probes: Vec::new(),

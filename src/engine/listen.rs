@@ -130,7 +130,7 @@ async fn keep_listening(running: Running, doorbell: Arc<dyn Doorbell>) {
             if let Some(engine) = engine.upgrade() {
                 // what was rung for before it listened, this reads
                 engine.listener.listening.store(true, Ordering::Release);
-                if engine.memory.is_on() && (event == Event::Ring || engine.feed.age().is_some()) {
+                if engine.memory.is_on() && (event == Event::Ring || engine.feed.has_begun()) {
                     engine.want_read_unless_reading();
                 }
             }

@@ -112,11 +112,11 @@ impl Memory {
 }
 
 impl Remembered {
-    /// As it is now, if nothing that it depends on has changed.
-    pub(crate) fn entry(&self) -> Entry {
+    /// As it is `now`, if nothing that it depends on has changed.
+    pub(crate) fn entry(&self, now: Moment) -> Entry {
         Entry {
             answer: self.answer.clone(),
-            condition: self.condition.later(self.asked_at.elapsed()),
+            condition: self.condition.later(now.since(self.asked_at)),
             checksum: Vec::new(),
             snapshot: None,
         }

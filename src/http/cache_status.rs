@@ -5,6 +5,7 @@ use std::fmt::Write;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
+use super::fields::digits;
 use super::reuse::Condition;
 use super::storable::NotStored;
 
@@ -158,19 +159,23 @@ pub(crate) enum CacheStatus {
 impl CacheStatus {
     /// Adds this cache as the last member: the one closest to the client (RFC 9211 §2).
     pub(crate) fn add_to(self, headers: &mut HeaderMap) {
-        if let Ok(value) = HeaderValue::from_str(&self.member()) {
+        let value = match self {
+            Self::Hit { condition } if condition.stale_for.is_zero() => {
+                fresh_hit(condition.fresh_for.as_secs())
+            }
+            _ => HeaderValue::try_from(self.member()).ok(),
+        };
+        if let Some(value) = value {
             // too many header lines already: the answer matters more than its explanation
             let _ = headers.try_append(CACHE_STATUS, value);
         }
     }
 
+    /// All but a fresh hit.
     fn member(self) -> String {
         let mut member = String::from("pgcache");
         // writing to a String cannot fail
         let _ = match self {
-            Self::Hit { condition } if condition.stale_for.is_zero() => {
-                write!(member, "; hit; ttl={}", condition.fresh_for.as_secs())
-            }
             // negative if it is stale (RFC 9211 §2.4)
             Self::Hit { condition } => {
                 write!(
@@ -225,6 +230,18 @@ impl CacheStatus {
     }
 }
 
+/// The most frequent one, without formatting.
+fn fresh_hit(ttl: u64) -> Option<HeaderValue> {
+    const BEGINNING: &[u8] = b"pgcache; hit; ttl=";
+    let mut member = [0; BEGINNING.len() + 20];
+    let mut buffer = [0; 20];
+    let digits = digits(ttl, &mut buffer);
+    let length = BEGINNING.len() + digits.len();
+    member[..BEGINNING.len()].copy_from_slice(BEGINNING);
+    member[BEGINNING.len()..length].copy_from_slice(digits);
+    HeaderValue::from_bytes(&member[..length]).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,10 +258,9 @@ mod tests {
     fn members_are_those_of_rfc_9211() {
         let (status, why) = (StatusCode::OK, Forward::Miss);
         let member = |s: CacheStatus| s.member();
-        assert_eq!(
-            member(CacheStatus::Hit { condition: FRESH }),
-            "pgcache; hit; ttl=1"
-        );
+        let mut headers = HeaderMap::new();
+        CacheStatus::Hit { condition: FRESH }.add_to(&mut headers);
+        assert_eq!(headers["cache-status"], "pgcache; hit; ttl=1");
         let stale = Condition {
             fresh_for: Duration::ZERO,
             stale_for: Duration::from_secs(7),

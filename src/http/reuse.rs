@@ -40,9 +40,10 @@ pub(crate) enum Reuse {
     Revalidate,
 }
 
+/// `answer`: what the stored answer says, which is read only if it matters.
 pub(crate) fn decide(
     stored: Condition,
-    answer: &CacheControl,
+    answer: impl FnOnce() -> CacheControl,
     request: &RequestDirectives,
     rules: StaleRules,
 ) -> Reuse {
@@ -61,6 +62,7 @@ pub(crate) fn decide(
     if !stored.fresh_for.is_zero() {
         return Reuse::Serve;
     }
+    let answer = answer();
     if answer.forbids_stale() {
         return Reuse::Revalidate;
     }
@@ -72,7 +74,7 @@ pub(crate) fn decide(
     {
         return Reuse::Serve;
     }
-    if stored.stale_for < while_revalidate(answer, rules) {
+    if stored.stale_for < while_revalidate(&answer, rules) {
         return Reuse::ServeAndRefresh;
     }
     Reuse::Revalidate
@@ -151,7 +153,12 @@ mod tests {
     #[test]
     fn a_fresh_answer_is_served_unless_the_request_wants_another() {
         let decide = |stored, says: &str| {
-            decide(stored, &answer("x"), &request(says), StaleRules::default())
+            decide(
+                stored,
+                || answer("x"),
+                &request(says),
+                StaleRules::default(),
+            )
         };
         assert_eq!(decide(fresh(10, 50), ""), Reuse::Serve);
         assert_eq!(decide(fresh(10, 50), "max-age=10"), Reuse::Serve);
@@ -172,20 +179,20 @@ mod tests {
             if_error: Some(S(20)),
         };
         assert_eq!(
-            decide(stale(5), &answer("x"), &nobody, StaleRules::default()),
+            decide(stale(5), || answer("x"), &nobody, StaleRules::default()),
             Reuse::Revalidate
         );
         assert_eq!(
-            decide(stale(5), &answer("x"), &nobody, route),
+            decide(stale(5), || answer("x"), &nobody, route),
             Reuse::ServeAndRefresh
         );
         assert_eq!(
-            decide(stale(10), &answer("x"), &nobody, route),
+            decide(stale(10), || answer("x"), &nobody, route),
             Reuse::Revalidate
         );
         let says = answer("s-maxage=1, stale-while-revalidate=30");
         assert_eq!(
-            decide(stale(29), &says, &nobody, route),
+            decide(stale(29), || says.clone(), &nobody, route),
             Reuse::ServeAndRefresh
         );
         for forbids in ["must-revalidate", "proxy-revalidate", "no-cache"] {
@@ -193,7 +200,7 @@ mod tests {
                 "{forbids}, stale-while-revalidate=30, stale-if-error=30"
             ));
             assert_eq!(
-                decide(stale(1), &says, &request("max-stale"), route),
+                decide(stale(1), || says.clone(), &request("max-stale"), route),
                 Reuse::Revalidate,
                 "{forbids}"
             );
@@ -223,7 +230,7 @@ mod tests {
             assert_eq!(
                 decide(
                     invalid,
-                    &answer("stale-while-revalidate=99"),
+                    || answer("stale-while-revalidate=99"),
                     &request("max-stale"),
                     route
                 ),
@@ -249,7 +256,7 @@ mod tests {
                     stale_for: S(passed.saturating_sub(lifetime)),
                     valid: true,
                 };
-                match decide(stored, &answer(&says), &request(&asks), StaleRules::default()) {
+                match decide(stored, || answer(&says), &request(&asks), StaleRules::default()) {
                     Reuse::Serve => 2,
                     Reuse::ServeAndRefresh => 1,
                     Reuse::Revalidate => 0,

@@ -17,6 +17,7 @@ use crate::domain::{Domain, Scope};
 use crate::head::RequestHead;
 use crate::http::reuse::StaleRules;
 use crate::http::storable::{Lifetimes, StoreRules};
+use crate::key::KeySpace;
 use crate::query::{Pattern, QueryRule};
 use crate::search::Rebuild;
 use crate::tenant::{Principal, Tenant};
@@ -90,7 +91,7 @@ pub struct Policy {
     pub(crate) safe_post: Option<usize>,
     pub(crate) rebuild: Option<Rebuild>,
     /// What tells this policy's answers from those of other settings; see [`Policy::identify`].
-    pub(crate) identity: String,
+    pub(crate) key_space: KeySpace,
     /// What the setters found wrong.
     pub(crate) wrong: Vec<String>,
 }
@@ -289,7 +290,7 @@ impl Policy {
             store_partial,
             safe_post,
             rebuild,
-            identity: _,
+            key_space: _,
             wrong,
         } = self;
         Self {
@@ -340,7 +341,7 @@ impl Policy {
             store_partial: store_partial.or(base.store_partial),
             safe_post: safe_post.or(base.safe_post),
             rebuild: rebuild.or_else(|| base.rebuild.clone()),
-            identity: String::new(),
+            key_space: KeySpace::default(),
             wrong,
         }
         .identify()
@@ -350,7 +351,7 @@ impl Policy {
     /// older build or by another layer around the same handler, is not found. Closures are told apart by where
     /// they were given.
     fn identify(mut self) -> Self {
-        self.identity = format!(
+        let settings = format!(
             "{:?}",
             (
                 self.sharing,
@@ -366,6 +367,12 @@ impl Policy {
                     self.store_any_status
                 ),
             )
+        );
+        let (namespace, generation) = (self.namespace.as_deref(), self.generation.as_deref());
+        self.key_space = KeySpace::new(
+            namespace.unwrap_or_default(),
+            generation.unwrap_or_default(),
+            &settings,
         );
         self
     }

@@ -12,10 +12,10 @@ use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::answer::{Outcome, Whole, add_client_cache};
+use crate::answer::{Outcome, add_client_cache};
 use crate::body::{Limits, ResponseBody, Teed, collected, tee};
 use crate::call::{Answered, Caching, Call, group_scopes};
-use crate::engine::{Entry, Fill, Label, StoredHead};
+use crate::engine::{Asked, Entry, Fill, Label, StoredHead};
 use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{freshen, is_about, revalidation, take_conditionals};
@@ -26,7 +26,7 @@ use crate::http::storable::{Freshness, NotStored, directives, judge};
 use crate::http::structured::groups;
 use crate::http::vary::{Vary, vary_of};
 use crate::nesting::Learned;
-use crate::plan::Read;
+use crate::plan::{Read, Subject};
 use crate::policy::{GeneratedEtag, MAX_DEPENDENCIES};
 use crate::runtime::Remarks;
 
@@ -41,8 +41,7 @@ const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 /// How a fill is asked for: what is known before the inner service is called.
 pub(crate) struct Errand {
     pub(super) read: Read,
-    /// For the route's `store_if`.
-    head: Option<Request<()>>,
+    subject: Subject,
     /// What is stored, and may be revalidated or stand in for an error.
     pub(super) stored: Option<Arc<Entry>>,
     /// Preconditions and ranges that the cache answers, taken out of the request.
@@ -65,15 +64,15 @@ impl Caching {
     pub(crate) async fn begin_later(
         &self,
         read: Read,
-        head: Option<Request<()>>,
+        subject: Subject,
         headers: &HeaderMap,
     ) -> Option<(Errand, Fill)> {
-        let Learned::Known(fill) = self.look_up(&read, headers, None).await else {
+        let Asked::Known(fill) = self.look_up(&read, headers).await else {
             return None;
         };
         let errand = Errand {
             read,
-            head,
+            subject,
             stored: None,
             conditionals: None,
             revalidates: false,
@@ -151,7 +150,7 @@ impl<S> Call<S> {
             age: None,
         };
         self.cache
-            .explained(self.whole(&errand.read, outcome).answer(None), said)
+            .explained(errand.read.whole(outcome).answer(None), said)
     }
 
     /// The inner service has sent a part that does not fit the one that it sent before under the same validator.
@@ -167,14 +166,6 @@ impl<S> Call<S> {
                 reason: NotStored::Status,
             },
         )
-    }
-
-    pub(super) fn whole(&self, read: &Read, outcome: Outcome) -> Whole {
-        Whole {
-            outcome,
-            head_only: read.head_only,
-            client_cache: read.client_cache(),
-        }
     }
 
     /// Asks the inner service, stores or freshens, and answers.
@@ -284,8 +275,9 @@ impl<S> Call<S> {
         }
         let verdict = self.storable(&mut errand, &judged, remarks, received, Some(entry));
         let entry = entry.with_headers(stored_fields(&judged.headers, received));
-        let response = self
-            .whole(&errand.read, (&entry).into())
+        let response = errand
+            .read
+            .whole((&entry).into())
             .fresh()
             .answer(errand.conditionals.as_ref());
         let status = head.status;
@@ -318,8 +310,9 @@ impl<S> Call<S> {
         errand: &Errand,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<B>> {
-        let response = self
-            .whole(&errand.read, entry.into())
+        let response = errand
+            .read
+            .whole(entry.into())
             .answer(errand.conditionals.as_ref());
         let why = errand.why;
         self.cache
@@ -381,8 +374,9 @@ impl<S> Call<S> {
                     body,
                     age: None,
                 };
-                let mut response = self
-                    .whole(&errand.read, outcome)
+                let mut response = errand
+                    .read
+                    .whole(outcome)
                     .answer(errand.conditionals.as_ref());
                 response.extensions_mut().extend(head.extensions);
                 response
@@ -409,7 +403,7 @@ impl<S> Call<S> {
         received: SystemTime,
         confirmed: Option<&Entry>,
     ) -> Result<(Freshness, Label), NotStored> {
-        let read = &mut errand.read;
+        let Errand { read, subject, .. } = errand;
         if remarks.no_store || remarks.ttl.is_some_and(|ttl| ttl.is_zero()) {
             return Err(NotStored::NoStore);
         }
@@ -422,16 +416,20 @@ impl<S> Call<S> {
             (rules.heuristics, rules.lifetimes.route) = (false, None);
         }
         let freshness = judge(head, &rules, received)?;
-        let mut scopes = std::mem::take(&mut read.scopes);
-        let own_scopes = 1 + usize::from(read.tenant.is_some());
+        let Subject {
+            mut scopes,
+            authority,
+            path,
+            tenant,
+        } = subject.clone();
+        let own_scopes = 1 + usize::from(tenant.is_some());
         let groups = groups(&head.headers, &CACHE_GROUPS);
         let as_domains = read.policy.groups_as_domains == Some(true);
-        let named = remarks.depends_on.into_iter().chain(group_scopes(
-            &groups,
-            &read.authority,
-            as_domains,
-        ));
-        scopes.extend(named.map(|scope| scope.for_tenant(read.tenant.as_deref())));
+        let named = remarks
+            .depends_on
+            .into_iter()
+            .chain(group_scopes(&groups, &authority, as_domains));
+        scopes.extend(named.map(|scope| scope.for_tenant(tenant.as_deref())));
         scopes.sort();
         scopes.dedup();
         // the body was made from what the handler may not have read again
@@ -446,7 +444,7 @@ impl<S> Call<S> {
                 NotStored::TooManyDependencies,
             ),
             (
-                !self.cache.may_store(errand.head.as_ref(), head),
+                !self.cache.may_store(self.head.as_ref(), head),
                 NotStored::Condition,
             ),
         ];
@@ -460,11 +458,6 @@ impl<S> Call<S> {
             }
             Vary::Nothing | Vary::Everything => None,
         };
-        let (authority, path, tenant) = (
-            read.authority.clone(),
-            read.path.clone(),
-            read.tenant.clone(),
-        );
         Ok((
             freshness,
             Label {
@@ -533,7 +526,7 @@ fn validators(entry: &Entry) -> Option<HeaderMap> {
 /// Takes out of the request what the cache answers itself, and puts in what revalidates.
 pub(super) fn prepare<RequestBody>(
     read: Read,
-    head: Option<Request<()>>,
+    subject: Subject,
     mut request: Request<RequestBody>,
     stored: Option<Arc<Entry>>,
     why: Forward,
@@ -557,7 +550,7 @@ pub(super) fn prepare<RequestBody>(
     (
         Errand {
             read,
-            head,
+            subject,
             stored,
             conditionals,
             answers_conditionals: is_ours,
