@@ -3,6 +3,7 @@
 //! What is in memory is served only after a read of the [feed](super::feed) that is young enough for the request. If that
 //! cannot be had, the store cannot either, and the inner service is asked.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -130,29 +131,37 @@ impl Engine {
 
     /// Waits for a read of the feed that begins now, or later.
     pub(super) async fn catch_up(self: &Arc<Self>) -> bool {
-        let Some(attempt) = self.reads.admit() else {
-            return false;
-        };
-        let caught_up = async {
-            match in_time(self.settings.lookup_deadline, self.readiness.ensure(self)).await {
-                Ok(()) => self.barrier().await.map(Ok),
-                Err(unprepared) => Ok(Err(unprepared)),
-            }
-        };
-        match caught_up.await {
-            Ok(Ok(true)) => {
+        let caught_up = self.consult(async {
+            in_time(self.settings.lookup_deadline, self.readiness.ensure(self))
+                .await
+                .map_err(Fault::Unprepared)?;
+            Ok(self.barrier().await?.then_some(()))
+        });
+        caught_up.await.is_some()
+    }
+
+    /// Asks the database, unless it is known not to answer; `None`: there is no answer. `asking` returns `None` where
+    /// there is no epoch.
+    async fn consult<T>(
+        self: &Arc<Self>,
+        asking: impl Future<Output = Result<Option<T>, Fault>>,
+    ) -> Option<T> {
+        let attempt = self.reads.admit()?;
+        match asking.await {
+            Ok(Some(answer)) => {
                 attempt.succeeded();
-                return true;
+                return Some(answer);
             }
-            Ok(Ok(false)) => self.readiness.forget(),
-            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
-            Err(error) => {
+            Ok(None) => self.readiness.forget(),
+            // it is tried again in its own time, and costs nothing until then
+            Err(Fault::Unprepared(error)) => self.note_read_failure(&error),
+            Err(Fault::Unanswered(error)) => {
                 self.note_read_failure(&error);
                 self.readiness.doubt(&error);
                 attempt.failed(&error);
             }
         }
-        false
+        None
     }
 
     /// Why there is nothing to ask, if so.
@@ -171,32 +180,17 @@ impl Engine {
         self.housekeeper.start(self);
         self.housekeeper.note_traffic();
         self.start_listening();
-        let Some(attempt) = self.reads.admit() else {
+        let standing = Standing::now(&self.feed);
+        let looked_up = self.consult(in_time(self.settings.lookup_deadline, async {
+            let ready = self.readiness.ensure(self).await;
+            ready.map_err(Fault::Unprepared)?;
+            Ok(self.look_up(&question).await?)
+        }));
+        let Some((origin, found)) = looked_up.await else {
             return Asked::Unusable(Bypass::Store);
         };
-        let standing = Standing::now(&self.feed);
-        let looked_up = in_time(self.settings.lookup_deadline, async {
-            match self.readiness.ensure(self).await {
-                Ok(()) => self.look_up(&question).await.map(Ok),
-                Err(unprepared) => Ok(Err(unprepared)),
-            }
-        });
-        match looked_up.await {
-            Ok(Ok(Some((origin, found)))) => {
-                attempt.succeeded();
-                self.changes.keep_trying(self);
-                return self.judge(question.key, standing, origin, found);
-            }
-            Ok(Ok(None)) => self.readiness.forget(),
-            // it is tried again in its own time, and costs nothing until then
-            Ok(Err(unprepared)) => self.note_read_failure(&unprepared),
-            Err(error) => {
-                self.note_read_failure(&error);
-                self.readiness.doubt(&error);
-                attempt.failed(&error);
-            }
-        }
-        Asked::Unusable(Bypass::Store)
+        self.changes.keep_trying(self);
+        self.judge(question.key, standing, origin, found)
     }
 
     pub(super) fn note_read_failure(&self, error: &Error) {
@@ -323,6 +317,19 @@ impl Engine {
                 .insert(entry.answer.clone(), entry.condition, standing);
         }
         Asked::Known(Fill::new(self.clone(), key, standing, origin, entry))
+    }
+}
+
+/// Why a question has no answer.
+enum Fault {
+    /// There is no schema that could be asked.
+    Unprepared(Error),
+    Unanswered(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Unanswered(error)
     }
 }
 

@@ -153,17 +153,11 @@ async fn write_overdue(engine: &Arc<Engine>) -> Result<bool, Error> {
     engine.readiness.ensure(engine).await?;
     let within = engine.settings.store_deadline;
     if everything {
-        engine.store.clear(within).await?;
+        engine.invalidate_all(within).await?;
     }
-    let keys: Vec<i64> = scopes.iter().flat_map(Scope::invalidation_keys).collect();
-    engine.store.invalidate(scopes, within).await?;
-    if everything {
-        engine.feed.give_up();
-    }
-    engine.feed.note(keys);
+    engine.write_down(scopes, within).await?;
     engine.changes.out_of_reach.store(false, Ordering::Release);
     engine.writes.is_well();
-    engine.stats.count(|s| &s.invalidations);
 
     let mut overdue = engine.changes.lock();
     overdue.everything = overdue.everything.filter(|&added| added >= round);
@@ -296,15 +290,11 @@ async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Opti
 async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Result<u64, Error> {
     let written = in_time(within, async {
         engine.readiness.ensure(engine).await?;
-        engine.store.invalidate(scopes.to_vec(), within).await
+        engine.write_down(scopes.to_vec(), within).await
     });
     let xid = written
         .await
         .inspect_err(|error| engine.readiness.doubt(error))?;
-    engine
-        .feed
-        .note(scopes.iter().flat_map(Scope::invalidation_keys));
     engine.writes.is_well();
-    engine.stats.count(|s| &s.invalidations);
     Ok(xid)
 }

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 
 use super::Engine;
 use super::clock::Moment;
@@ -28,6 +29,9 @@ use crate::store::{FeedRead, Origin, Position};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
+
+/// How many times a read waits for more to come along.
+const GATHERINGS: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Feed {
@@ -228,6 +232,21 @@ impl Drop for Reader {
 }
 
 impl Reader {
+    /// Lets those come along who are on their way: a read costs the database the same for one and for a hundred. Goes
+    /// on when nobody has come while everything else that was ready had its turn.
+    async fn gather(&self) {
+        let Some(engine) = &self.0 else { return };
+        let mut before = 0;
+        for _ in 0..GATHERINGS {
+            let waiting = engine.feed.lock().waiting.len();
+            if waiting == before {
+                return;
+            }
+            before = waiting;
+            yield_now().await;
+        }
+    }
+
     /// Who waits for the read that begins now, and from where it reads; `None`: nobody wants one, and the task has ended.
     fn next(&mut self) -> Option<(Vec<oneshot::Sender<ReadOutcome>>, Option<Position>)> {
         let engine = self.0.take()?;
@@ -249,7 +268,11 @@ impl Reader {
 
 async fn read_on(mut reader: Reader) {
     let mut connection = None;
-    while let Some((waiting, position)) = reader.next() {
+    loop {
+        reader.gather().await;
+        let Some((waiting, position)) = reader.next() else {
+            return;
+        };
         let Some(engine) = &reader.0 else { return };
         let begun_at = Moment::now();
         let within = engine.settings.lookup_deadline / 2;

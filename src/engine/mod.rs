@@ -224,12 +224,29 @@ impl Engine {
         if !self.usable().await? {
             return Ok(());
         }
+        self.write_down(scopes, self.settings.store_deadline)
+            .await
+            .map(drop)
+    }
+
+    /// Commits invalidations. This instance knows of them from then on, the others find them in the feed.
+    async fn write_down(
+        self: &Arc<Self>,
+        scopes: Vec<Scope>,
+        within: Duration,
+    ) -> Result<u64, Error> {
         let keys: Vec<i64> = scopes.iter().flat_map(Scope::invalidation_keys).collect();
-        self.store
-            .invalidate(scopes, self.settings.store_deadline)
-            .await?;
-        self.feed.note(keys);
+        let xid = self.store.invalidate(scopes, within).await?;
+        if self.memory.is_on() {
+            self.feed.note(keys);
+        }
         self.stats.count(|s| &s.invalidations);
+        Ok(xid)
+    }
+
+    async fn invalidate_all(self: &Arc<Self>, within: Duration) -> Result<(), Error> {
+        self.store.clear(within).await?;
+        self.feed.give_up();
         Ok(())
     }
 
@@ -237,9 +254,7 @@ impl Engine {
         if !self.usable().await? {
             return Ok(());
         }
-        self.store.clear(self.settings.store_deadline).await?;
-        self.feed.give_up();
-        Ok(())
+        self.invalidate_all(self.settings.store_deadline).await
     }
 
     pub(crate) async fn cleanup(self: &Arc<Self>) -> Result<Cleaned, Error> {
@@ -347,15 +362,13 @@ impl Engine {
 }
 
 /// Being late is an error like any other.
-async fn in_time<T>(
+async fn in_time<T, E: From<Error>>(
     within: Duration,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     timeout(within, work).await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Timeout,
-            format!("no answer within {within:?}"),
-        ))
+        let late = format!("no answer within {within:?}");
+        Err(Error::new(ErrorKind::Timeout, late).into())
     })
 }
 

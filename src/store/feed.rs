@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
-use tokio_postgres::IsolationLevel;
+use tokio::time::timeout_at;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{Connection, Origin, Snapshot, Store};
+use super::{Connection, Deadline, Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
 
 /// How many changed keys a read returns at most, four for a row of the log. More is a gap.
@@ -61,26 +60,13 @@ impl Store {
         position: Option<&Position>,
         within: Duration,
     ) -> Result<Option<FeedRead>, Error> {
-        let deadline = Instant::now() + within;
-        let late = |_| {
-            Error::new(
-                ErrorKind::Timeout,
-                format!("no answer from the database within {within:?}"),
-            )
-        };
+        let deadline = Deadline::after(within);
         // one at a time: reads that are given up while the database hangs would take one connection after the other
-        let permit = timeout_at(deadline, self.feed_permit.clone().acquire_owned()).await;
-        let permit = permit.map_err(late)?;
+        let permit = timeout_at(deadline.at, self.feed_permit.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| deadline.no_answer())?;
         let mut borrowed = match connection.take().filter(|_| !self.source.is_wanted()) {
             Some(borrowed) => borrowed,
-            None => timeout_at(deadline, self.source.get())
-                .await
-                .map_err(|_| {
-                    Error::new(
-                        ErrorKind::Unavailable,
-                        format!("no connection to the database within {within:?}"),
-                    )
-                })??,
+            None => self.connection(deadline).await?,
         };
         let store = self.clone();
         let position = position.cloned();
@@ -89,16 +75,16 @@ impl Store {
             drop(permit);
             (read, borrowed)
         });
-        match timeout_at(deadline, &mut reading).await {
+        match timeout_at(deadline.at, &mut reading).await {
             Ok((Ok(read), borrowed)) => {
                 *connection = Some(borrowed);
                 Ok(read)
             }
             Ok((Err(error), _)) => Err(error),
-            Err(elapsed) => {
+            Err(_) => {
                 // a connection with a statement under way is never given back
                 tokio::spawn(reading);
-                Err(late(elapsed))
+                Err(deadline.no_answer())
             }
         }
     }
@@ -115,12 +101,7 @@ impl Store {
         let rows = if self.is_read_committed() {
             client.query_typed(&self.sql.feed, &parameters).await?
         } else {
-            let transaction = client
-                .build_transaction()
-                .isolation_level(IsolationLevel::ReadCommitted)
-                .read_only(true)
-                .start()
-                .await?;
+            let transaction = read_transaction(client).await?;
             let rows = transaction.query_typed(&self.sql.feed, &parameters).await?;
             transaction.commit().await?;
             rows

@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
 use super::lookup::{self, Asking};
-use super::{Connection, Lookup, Origin, Store, Stored};
+use super::{Connection, Deadline, Lookup, Origin, Store, Stored};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -165,7 +165,8 @@ impl Store {
         within: Duration,
     ) -> Result<Lookup, Error> {
         let since = Instant::now();
-        let until = since + within;
+        let deadline = Deadline::after(within);
+        let until = deadline.at;
         let (sender, mut answer) = oneshot::channel();
         self.enqueue(Waiting {
             question: Question {
@@ -188,10 +189,7 @@ impl Store {
                 ErrorKind::Unavailable,
                 "the task that asks the database has ended early",
             )),
-            Err(_) => Err(Error::new(
-                ErrorKind::Timeout,
-                format!("no answer from the database within {within:?}"),
-            )),
+            Err(_) => Err(deadline.no_answer()),
         }
     }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{GenericClient, IsolationLevel, Row};
+use tokio_postgres::{GenericClient, Row};
 
 use super::schema::Sql;
-use super::{Snapshot, Store, write_transaction};
+use super::{Snapshot, Store, read_transaction, write_transaction};
 use crate::error::Error;
 use crate::key::Key;
 
@@ -98,13 +98,7 @@ impl Store {
     ) -> Result<bool, Error> {
         self.run(within, move |store, mut connection| async move {
             let (since, until) = (since.to_string(), until.to_string());
-            let transaction = connection
-                .client()
-                .build_transaction()
-                .isolation_level(IsolationLevel::ReadCommitted)
-                .read_only(true)
-                .start()
-                .await?;
+            let transaction = read_transaction(connection.client()).await?;
             let row = transaction
                 .query_typed_one(
                     &store.sql.unchanged_between,

@@ -9,9 +9,9 @@ use futures_util::TryStreamExt;
 use http::HeaderName;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, IsolationLevel, Row, RowStream};
+use tokio_postgres::{Client, Row, RowStream};
 
-use super::{Origin, Store};
+use super::{Origin, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -67,8 +67,7 @@ pub(super) struct Asking {
 pub(super) type Rows<'a> = &'a mut (dyn FnMut(&Row) -> Result<(), Error> + Send);
 
 impl Store {
-    /// As a statement of its own where the default is READ COMMITTED; elsewhere in an explicit transaction: a
-    /// SERIALIZABLE reader could make writers fail.
+    /// As a statement of its own where the default is READ COMMITTED; elsewhere in an explicit transaction.
     ///
     /// Not prepared: behind PgBouncer the next statement may be on another server connection. What is worth
     /// keeping, the plans of what the function does, is kept by the session.
@@ -85,12 +84,7 @@ impl Store {
             let stream = client.query_typed_raw(&self.sql.lookup, parameters);
             return self.read_to_end(stream.await?, rows).await;
         }
-        let transaction = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::ReadCommitted)
-            .read_only(true)
-            .start()
-            .await?;
+        let transaction = read_transaction(client).await?;
         let stream = transaction.query_typed_raw(&self.sql.lookup, parameters);
         self.read_to_end(stream.await?, rows).await?;
         Ok(transaction.commit().await?)

@@ -87,32 +87,49 @@ impl Store {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send,
     {
-        let deadline = Instant::now() + within;
-        let late = || {
-            Error::new(
-                ErrorKind::Timeout,
-                format!("no answer from the database within {within:?}"),
-            )
-        };
+        let deadline = Deadline::after(within);
         let store = self.clone();
         let task = tokio::spawn(async move {
-            let connection = timeout_at(deadline, store.source.get())
-                .await
-                .map_err(|_| {
-                    Error::new(
-                        ErrorKind::Unavailable,
-                        format!("no connection to the database within {within:?}"),
-                    )
-                })??;
+            let connection = store.connection(deadline).await?;
             work(store, connection).await
         });
-        match timeout_at(deadline, task).await {
+        match timeout_at(deadline.at, task).await {
             Ok(Ok(result)) => result,
             Ok(Err(stopped)) => Err(
                 Error::new(ErrorKind::Closed, "the runtime is shutting down").with_source(stopped),
             ),
-            Err(_) => Err(late()),
+            Err(_) => Err(deadline.no_answer()),
         }
+    }
+
+    async fn connection(&self, deadline: Deadline) -> Result<Connection, Error> {
+        timeout_at(deadline.at, self.source.get())
+            .await
+            .unwrap_or_else(|_| Err(deadline.no_connection()))
+    }
+}
+
+/// By when an access has to come to an end.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    within: Duration,
+}
+
+impl Deadline {
+    fn after(within: Duration) -> Self {
+        let at = Instant::now() + within;
+        Self { at, within }
+    }
+
+    fn no_answer(self) -> Error {
+        let late = format!("no answer from the database within {:?}", self.within);
+        Error::new(ErrorKind::Timeout, late)
+    }
+
+    fn no_connection(self) -> Error {
+        let late = format!("no connection to the database within {:?}", self.within);
+        Error::new(ErrorKind::Unavailable, late)
     }
 }
 
@@ -131,6 +148,16 @@ async fn write_transaction(client: &mut Client) -> Result<Transaction<'_>, Error
         .build_transaction()
         .isolation_level(IsolationLevel::ReadCommitted)
         .read_only(false)
+        .start()
+        .await?)
+}
+
+/// For what only reads, where READ COMMITTED is not the default: a SERIALIZABLE reader could make writers fail.
+async fn read_transaction(client: &mut Client) -> Result<Transaction<'_>, Error> {
+    Ok(client
+        .build_transaction()
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .read_only(true)
         .start()
         .await?)
 }
