@@ -63,7 +63,7 @@ const SHADOW: &str = "
                       CROSS JOIN unnest(shadow.entity_parts(d.entity)) AS e (part)
                      UNION
                      SELECT pgcache.coarse_key('d', d.name) FROM unnest(names) AS d (name)),
-               now(), 'infinity', 'infinity', false, NULL, NULL, '', '', NULL, NULL, '{}', '', '', ''
+               now(), now() + interval '1 day', now() + interval '1 day', false, NULL, NULL, '', '', NULL, NULL, '{}', '', '', ''
           FROM pgcache.epoch p;
         INSERT INTO shadow.dependency
         SELECT enter.key, d.* FROM unnest(names, tenants, entities) AS d (name, tenant, entity);
@@ -100,6 +100,9 @@ const COMPARE: &str = "
            count(*) FILTER (WHERE usable AND truth AND NOT unchanged AND NOT cautious) AS wasted,
            max(snapshot::text) FILTER (WHERE usable AND unchanged AND NOT truth
                                           OR usable AND truth AND NOT unchanged AND NOT cautious) AS example,
+           -- one by one, so that those that need no search are answered without
+           (SELECT count(*) FROM pgcache.entry_state s CROSS JOIN LATERAL pgcache.lookup(ARRAY[s.key], true) l
+             WHERE l.valid IS DISTINCT FROM (s.usable AND s.unchanged)) AS otherwise,
            -- what is computed from here on may be stored
            (SELECT pg_snapshot_xmax(now) >= pg_snapshot_xmax(p.horizon)
                    AND NOT EXISTS (SELECT FROM pg_snapshot_xip(now) AS x (xid)
@@ -424,6 +427,12 @@ impl Checker {
             number("wasted"),
             0,
             "changed for the cache, and not in truth: {}",
+            context()
+        );
+        assert_eq!(
+            number("otherwise"),
+            0,
+            "a lookup says otherwise: {}",
             context()
         );
         assert!(
