@@ -35,6 +35,7 @@ mod fetch;
 pub mod http;
 mod install;
 pub mod processes;
+pub mod random;
 mod server;
 mod shared;
 mod target;
