@@ -34,6 +34,7 @@ mod external;
 mod fetch;
 pub mod http;
 mod install;
+pub mod logs;
 pub mod processes;
 pub mod random;
 mod server;
