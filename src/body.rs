@@ -331,10 +331,8 @@ pub(crate) async fn collected<B: Body>(body: B, max: usize) -> Option<Bytes> {
     Some(bytes.freeze())
 }
 
-fn joined(mut chunks: VecDeque<Bytes>, length: usize) -> Bytes {
-    if chunks.len() <= 1 {
-        return chunks.pop_front().unwrap_or_default();
-    }
+/// Copies one chunk, too: it may be a part of something larger, or have room to grow, and none of that is counted.
+fn joined(chunks: VecDeque<Bytes>, length: usize) -> Bytes {
     let mut data = BytesMut::with_capacity(length);
     for chunk in chunks {
         data.extend_from_slice(&chunk);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use test_support::http::get as fetch;
+use test_support::random::Random;
 use tower_pgcache::bb8::Pool;
 use tower_pgcache::bb8_postgres::PostgresConnectionManager;
 use tower_pgcache::tokio_postgres::{Config, NoTls};
@@ -164,61 +165,48 @@ struct Bad {
     is_table: bool,
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    fn wrongs(&mut self, at_most: usize) -> Vec<Wrong> {
-        let mut wrongs: Vec<Wrong> = Vec::new();
-        for _ in 0..self.below(at_most + 1) {
-            let wrong = WRONG[self.below(WRONG.len())];
-            if !wrongs.contains(&wrong) && !wrongs.iter().any(|w| w.excludes(wrong)) {
-                wrongs.push(wrong);
-            }
+fn wrongs(random: &mut Random, at_most: usize) -> Vec<Wrong> {
+    let mut wrongs: Vec<Wrong> = Vec::new();
+    for _ in 0..random.below(at_most + 1) {
+        let wrong = WRONG[random.below(WRONG.len())];
+        if !wrongs.contains(&wrong) && !wrongs.iter().any(|w| w.excludes(wrong)) {
+            wrongs.push(wrong);
         }
-        wrongs
     }
+    wrongs
+}
 
-    fn bad(&mut self) -> Bad {
-        let is_table = self.below(2) == 0;
-        // what is wrong for the whole engine is inherited: then there is nothing else, to know what will be said
-        let wide = if self.below(4) == 0 {
-            self.wrongs(4)
+fn configuration(random: &mut Random) -> Bad {
+    let is_table = random.below(2) == 0;
+    // what is wrong for the whole engine is inherited: then there is nothing else, to know what will be said
+    let wide = if random.below(4) == 0 {
+        wrongs(random, 4)
+    } else {
+        Vec::new()
+    };
+    let own = |random: &mut Random, n| {
+        if wide.is_empty() {
+            wrongs(random, n)
         } else {
             Vec::new()
-        };
-        let own = |random: &mut Self, n| {
-            if wide.is_empty() {
-                random.wrongs(n)
-            } else {
-                Vec::new()
-            }
-        };
-        let mut engine: Vec<usize> = (0..self.below(3))
-            .map(|_| self.below(ENGINE.len()))
-            .collect();
-        engine.sort_unstable();
-        engine.dedup();
-        engine.retain(|at| *at != 7);
-        Bad {
-            layer: if is_table { Vec::new() } else { own(self, 5) },
-            rows: (0..3)
-                .map(|_| if is_table { own(self, 3) } else { Vec::new() })
-                .collect(),
-            // a layer is only reached by way of an engine that could be built
-            engine: if is_table { engine } else { Vec::new() },
-            wide: if is_table { wide } else { Vec::new() },
-            has_weak_tenant: self.below(2) == 0,
-            is_table,
         }
+    };
+    let mut engine: Vec<usize> = (0..random.below(3))
+        .map(|_| random.below(ENGINE.len()))
+        .collect();
+    engine.sort_unstable();
+    engine.dedup();
+    engine.retain(|at| *at != 7);
+    Bad {
+        layer: if is_table { Vec::new() } else { own(random, 5) },
+        rows: (0..3)
+            .map(|_| if is_table { own(random, 3) } else { Vec::new() })
+            .collect(),
+        // a layer is only reached by way of an engine that could be built
+        engine: if is_table { engine } else { Vec::new() },
+        wide: if is_table { wide } else { Vec::new() },
+        has_weak_tenant: random.below(2) == 0,
+        is_table,
     }
 }
 
@@ -304,13 +292,10 @@ impl Bad {
 
 #[test]
 fn every_mistake_is_told_with_its_place_and_its_mend() {
-    let seed = std::env::var("CONFIG_SEED")
-        .map_or_else(|_| u64::from(std::process::id()), |s| s.parse().unwrap());
-    println!("CONFIG_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::of_this_run("CONFIG_SEED");
     let (mut bad, mut good) = (HashSet::new(), 0);
     while bad.len() < 1000 {
-        let configuration = random.bad();
+        let configuration = configuration(&mut random);
         if configuration.assert_told() {
             bad.insert(configuration);
         } else {

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::cell::RefCell;
 use std::future::{Future, pending, ready};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use test_support::http::{Answer, get as fetch, send};
+use test_support::logs::{keep_logs, logged};
 use test_support::{Database, Server};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
@@ -622,39 +622,6 @@ async fn a_change_recreates_the_schema_too() {
     // nobody reads
     ask(&app, "POST", "/").await;
     settled(&cache).await;
-}
-
-thread_local! {
-    /// What was logged by this thread, which runs one test.
-    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-struct ThreadLog;
-
-impl io::Write for ThreadLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// One subscriber for the whole process: interest in an event is cached for all threads together.
-fn keep_logs() {
-    static KEPT: Once = Once::new();
-    KEPT.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_writer(|| ThreadLog)
-            .with_ansi(false)
-            .init();
-    });
-}
-
-fn logged() -> String {
-    LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned())
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use test_support::Database;
 use test_support::http::{Answer, send};
+use test_support::random::Random;
 use tokio_postgres::Client;
 use tower_pgcache::bb8::Pool;
 use tower_pgcache::bb8_postgres::PostgresConnectionManager;
@@ -32,24 +33,6 @@ type Db = Pool<PostgresConnectionManager<NoTls>>;
 
 #[derive(Clone)]
 struct TenantId(String);
-
-/// A small generator of our own: the script must be the same for a seed whatever the version of a crate.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u32) -> u32 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % u64::from(n)) as u32
-    }
-
-    fn of<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
-        choices[self.below(choices.len() as u32) as usize]
-    }
-}
 
 async fn auth(mut request: Request, next: Next) -> Response {
     let tenant = request.headers()["x-tenant"].to_str().unwrap().to_owned();
@@ -180,7 +163,7 @@ impl Script {
             _ => format!("/item/{id}"),
         };
         let expected = ask(&self.plain, "GET", tenant, &path).await;
-        let (app, cache) = &self.instances[self.random.below(2) as usize];
+        let (app, cache) = &self.instances[self.random.below(2)];
         let answer = ask(app, "GET", tenant, &path).await;
         assert_eq!(
             answer.text(),
@@ -205,7 +188,7 @@ impl Script {
 
     async fn write_through_invalidate_in(&mut self) {
         let (tenant, id) = (self.random.of(&TENANTS), self.random.below(ITEMS) as i32);
-        let cache = &self.instances[self.random.below(2) as usize].1;
+        let cache = &self.instances[self.random.below(2)].1;
         let transaction = self.writer.transaction().await.unwrap();
         transaction
             .execute(
@@ -227,7 +210,7 @@ impl Script {
 
     async fn write_through_a_route(&mut self) {
         let (tenant, id) = (self.random.of(&TENANTS), self.random.below(ITEMS));
-        let app = &self.instances[self.random.below(2) as usize].0;
+        let app = &self.instances[self.random.below(2)].0;
         assert_eq!(
             ask(app, "POST", tenant, &format!("/item/{id}"))
                 .await
@@ -247,7 +230,7 @@ impl Script {
     }
 
     async fn purge(&mut self) {
-        let cache = &self.instances[self.random.below(2) as usize].1;
+        let cache = &self.instances[self.random.below(2)].1;
         match self.random.below(4) {
             0 => cache.clear().await.unwrap(),
             1 => cache.purge_tenant(self.random.of(&TENANTS)).await.unwrap(),
@@ -298,9 +281,6 @@ async fn change(client: &Client, tenant: &str, id: i32, breadth: u32) {
 
 #[tokio::test]
 async fn with_the_cache_and_without_it_the_answers_are_the_same() {
-    let seed = std::env::var("ORACLE_SEED")
-        .map_or_else(|_| u64::from(std::process::id()), |s| s.parse().unwrap());
-    println!("ORACLE_SEED={seed}");
     let database = test_support::database().await;
     let writer = database.connect().await;
     writer
@@ -319,7 +299,7 @@ async fn with_the_cache_and_without_it_the_answers_are_the_same() {
         (app(&database, Some(&cache)), cache)
     };
     let mut script = Script {
-        random: Random(seed),
+        random: Random::of_this_run("ORACLE_SEED"),
         instances: [instance(), instance()],
         plain: app(&database, None),
         writer,

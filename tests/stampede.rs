@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::future::pending;
+use std::io;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,10 +14,13 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use test_support::Database;
 use test_support::http::{Answer, get as fetch};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
-use tower_pgcache::{Domain, PgCache, domain};
+use tokio::time::{Instant, timeout};
+use tower_pgcache::tokio_postgres::NoTls;
+use tower_pgcache::{Domain, PgCache, PgCacheBuilder, domain};
 
 const HANG: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -62,10 +68,13 @@ impl Handler {
 }
 
 async fn instance(database: &Database, memory: usize) -> PgCache {
-    let cache = PgCache::builder(database.pool(4))
+    built(PgCache::builder(database.pool(4)).memory(memory)).await
+}
+
+async fn built(builder: PgCacheBuilder) -> PgCache {
+    let cache = builder
         .lookup_deadline(HANG)
         .lease_wait(HANG)
-        .memory(memory)
         .build()
         .unwrap();
     cache.ready().await.unwrap();
@@ -302,6 +311,93 @@ async fn an_answer_that_never_comes_into_sight_is_not_waited_for_beyond_the_pati
         cache.settled().await;
     }
     assert_eq!(handler.calls.load(Ordering::SeqCst), 3);
+}
+
+/// Tells the process that dies which database it is for.
+const LEADER: &str = "STAMPEDE_LEADER";
+const CALLED: &str = "the handler is called";
+/// Short against what others wait at most, and long enough that the process dies before.
+const LIFE: Duration = Duration::from_secs(3);
+
+/// No test: what the next one runs in a process of its own, and kills. Its handler never ends.
+#[tokio::test]
+async fn leader() {
+    let Ok(url) = std::env::var(LEADER) else {
+        return;
+    };
+    std::thread::spawn(|| {
+        // ends with whoever started it
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(0);
+    });
+    let builder = PgCacheBuilder::connecting(url.parse().unwrap(), NoTls);
+    let cache = built(builder.lease_life(LIFE)).await;
+    let handler = || async {
+        println!("{CALLED}");
+        pending::<String>().await
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(cache.layer().ttl(MINUTE).domain(ITEM));
+    fetch(&app, "/").await;
+}
+
+/// A process in the middle of its handler's work.
+async fn leading(database: &Database) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "leader", "--nocapture"])
+        .env(LEADER, database.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let called = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(CALLED) {
+                return;
+            }
+        }
+        panic!("the process has ended by itself");
+    };
+    timeout(HANG, called).await.expect("a call of the handler");
+    child
+}
+
+#[tokio::test]
+async fn when_the_process_that_fills_is_killed_one_of_the_others_takes_over() {
+    for memory in [0, 1 << 20] {
+        let database = test_support::database().await;
+        let sql = database.connect().await;
+        let handler = Handler::closed("max-age=60");
+        handler.open.send_replace(true);
+        let caches = [
+            instance(&database, memory).await,
+            instance(&database, memory).await,
+        ];
+        let apps: Vec<Router> = caches.iter().map(|cache| handler.behind(cache)).collect();
+        let mut process = leading(&database).await;
+        let requests = (0..10).map(|n| request(&apps[n % 2])).collect();
+        all_wait(&caches.each_ref(), 10).await;
+
+        process.kill().await.unwrap();
+        let killed = Instant::now();
+        let calls = handler.calls.load(Ordering::SeqCst);
+        let held =
+            "SELECT coalesce(bool_and(released IS NULL AND expires_at > clock_timestamp()), false)
+                      FROM pgcache.lease";
+        let held: bool = sql.query_one(held, &[]).await.unwrap().get(0);
+        assert!(held, "it has died before its lease, and given nothing back");
+        assert_eq!(calls, 0);
+
+        for answer in answers(requests).await {
+            assert_eq!((answer.status.as_u16(), answer.text()), (200, "0"));
+        }
+        let took = killed.elapsed();
+        assert!(took < HANG / 2, "{took:?} for a lease of {LIFE:?}");
+        assert_eq!(handler.calls.load(Ordering::SeqCst), 1, "memory {memory}");
+    }
 }
 
 #[tokio::test]

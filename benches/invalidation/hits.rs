@@ -17,7 +17,7 @@ use tower_pgcache::tokio_postgres::NoTls;
 use tower_pgcache::{Domain, PgCache, Watch, domain};
 
 use crate::options::Options;
-use crate::random::Random;
+use test_support::random::Random;
 
 type Db = Pool<PostgresConnectionManager<NoTls>>;
 
@@ -154,7 +154,7 @@ async fn write(database: &Database, truth: &Truth, until: Instant) {
     let sql = database.connect().await;
     let update = "UPDATE product SET price = price + 1 WHERE id = $1 RETURNING price";
     let update = sql.prepare(update).await.unwrap();
-    let mut random = Random::new(READERS);
+    let mut random = Random::new(0, READERS as u64);
     let mut clock = interval(Duration::from_secs_f64(1.0 / WRITES_PER_SECOND));
     while Instant::now() < until {
         clock.tick().await;
@@ -167,7 +167,7 @@ async fn write(database: &Database, truth: &Truth, until: Instant) {
 }
 
 async fn read(app: &Router, truth: &Truth, tally: &Tally, until: Instant, number: usize) {
-    let mut random = Random::new(number);
+    let mut random = Random::new(0, number as u64);
     let mut clock = interval(Duration::from_secs_f64(READERS as f64 / READS_PER_SECOND));
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while Instant::now() < until {

@@ -19,7 +19,6 @@ mod candidates;
 mod hits;
 mod machine;
 mod options;
-mod random;
 mod report;
 mod statements;
 mod writers;

@@ -9,8 +9,8 @@ use tokio_postgres::{Client, Statement};
 
 use crate::candidates::{ROWS, Table};
 use crate::options::Options;
-use crate::random::Random;
 use crate::report::{Rounds, table};
+use test_support::random::Random;
 
 const CONNECTIONS: usize = 32;
 const OPEN: Duration = Duration::from_millis(2);
@@ -91,7 +91,7 @@ impl Writer {
             sql,
             transaction,
             number,
-            random: Random::new(number),
+            random: Random::new(0, number as u64),
         }
     }
 

@@ -313,8 +313,7 @@ impl Engine {
             })
         });
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {
-            self.memory
-                .insert(entry.answer.clone(), entry.condition, standing);
+            self.memory.insert(&entry.answer, entry.condition, standing);
         }
         Asked::Known(Fill::new(self.clone(), key, standing, origin, entry))
     }

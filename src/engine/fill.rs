@@ -175,7 +175,7 @@ impl Fill {
         answer.probes.clone_from(&record.probes);
         if !is_part {
             let answer = Arc::new(answer);
-            engine.remember(answer.clone(), record.marker.as_ref(), condition, standing);
+            engine.remember(&answer, record.marker.as_ref(), condition, standing);
             if let Some(pilot) = pilot {
                 pilot.land(Landed {
                     answer,

@@ -5,12 +5,16 @@
 //!    says so, not longer ago than `max_staleness`.
 //! 2. Only what is fresh is served from here; whatever else there is to do with an answer begins in the store.
 //! 3. Its age counts from when the lookup was sent, on this instance's own clock.
-//! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest.
+//! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest;
+//!    `cargo bench --bench memory` tells whether that is the truth.
+//! 5. What is kept has no room to grow, and shares nothing with what is larger.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::BytesMut;
+use http::HeaderValue;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -20,14 +24,27 @@ use super::feed::Feed;
 use crate::http::reuse::Condition;
 use crate::key::Key;
 
-/// What an answer takes besides its body, the names and values of its fields, and its probes.
-const FLAT_RATE: usize = 400;
+/// What an answer takes besides its body, its fields and its probes.
+const FLAT_RATE: usize =
+    size_of::<Remembered>() + size_of::<Answer>() + 2 * ARC + 2 * SHARED + SLOT;
+
+/// What a field takes besides its name and value: its place in the map.
+const FIELD: usize = 112;
+
+/// The counters of an `Arc`.
+const ARC: usize = 16;
+
+/// What `Bytes` allocate to be shared.
+const SHARED: usize = 24;
+
+/// An answer's place in the table of all, which has some to spare.
+const SLOT: usize = 106;
 
 /// For the estimate of how many answers there will be.
 const TYPICAL: u64 = 4096;
 
 #[derive(Debug)]
-pub(crate) struct Memory(Option<Cache<Key, Arc<Remembered>, Bytes>>);
+pub(crate) struct Memory(Option<Cache<Key, Arc<Remembered>, Weight>>);
 
 /// An answer, and what is known of it.
 #[derive(Debug)]
@@ -64,7 +81,7 @@ impl Memory {
         let items = usize::try_from(bytes / TYPICAL)
             .unwrap_or(usize::MAX)
             .max(16);
-        Self((bytes > 0).then(|| Cache::with_weighter(items, bytes, Bytes)))
+        Self((bytes > 0).then(|| Cache::with_weighter(items, bytes, Weight)))
     }
 
     pub(crate) const fn is_on(&self) -> bool {
@@ -76,13 +93,13 @@ impl Memory {
     }
 
     /// `condition`: as of `standing`.
-    pub(crate) fn insert(&self, answer: Arc<Answer>, condition: Condition, standing: Standing) {
+    pub(crate) fn insert(&self, answer: &Answer, condition: Condition, standing: Standing) {
         if let Some(cache) = &self.0 {
             let remembered = Remembered {
                 condition,
                 asked_at: standing.asked_at,
                 checked: AtomicU64::new(standing.applied),
-                answer,
+                answer: Arc::new(packed(answer)),
             };
             cache.insert(remembered.answer.key, Arc::new(remembered));
         }
@@ -136,6 +153,24 @@ impl Remembered {
     }
 }
 
+/// The same, in no more allocations and bytes than it takes.
+fn packed(answer: &Answer) -> Answer {
+    let mut packed = answer.clone();
+    let mut values = BytesMut::with_capacity(packed.headers.values().map(HeaderValue::len).sum());
+    for value in packed.headers.values() {
+        values.extend_from_slice(value.as_bytes());
+    }
+    let mut values = values.freeze();
+    for value in packed.headers.values_mut() {
+        let bytes = values.split_to(value.len());
+        if let Ok(mut same) = HeaderValue::from_maybe_shared(bytes) {
+            same.set_sensitive(value.is_sensitive());
+            *value = same;
+        }
+    }
+    packed
+}
+
 impl Condition {
     /// What becomes of it as time goes by.
     pub(super) fn later(self, elapsed: Duration) -> Self {
@@ -150,9 +185,9 @@ impl Condition {
 
 /// The weight of an answer.
 #[derive(Debug, Clone)]
-struct Bytes;
+struct Weight;
 
-impl Weighter<Key, Arc<Remembered>> for Bytes {
+impl Weighter<Key, Arc<Remembered>> for Weight {
     fn weight(&self, _: &Key, remembered: &Arc<Remembered>) -> u64 {
         let Answer {
             key: _,
@@ -165,7 +200,7 @@ impl Weighter<Key, Arc<Remembered>> for Bytes {
         } = &*remembered.answer;
         let fields: usize = headers
             .iter()
-            .map(|(name, value)| 2 * name.as_str().len() + value.len() + 64)
+            .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
             .sum();
         (body.len() + fields + 8 * probes.len() + FLAT_RATE) as u64
     }
@@ -173,7 +208,35 @@ impl Weighter<Key, Arc<Remembered>> for Bytes {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, StatusCode};
+
     use super::*;
+
+    #[test]
+    fn what_is_kept_is_the_same() {
+        let mut headers = HeaderMap::with_capacity(100);
+        headers.append("x-a", HeaderValue::from_static("1"));
+        headers.append("x-b", HeaderValue::from_bytes(b"\xff \t").expect("a value"));
+        headers.append("x-a", HeaderValue::from_static(""));
+        let mut secret = HeaderValue::from_static("2");
+        secret.set_sensitive(true);
+        headers.append("x-a", secret);
+        let answer = Answer {
+            key: Key::from_bytes(&[7; 32]).expect("a key"),
+            status: StatusCode::OK,
+            headers,
+            etag_is_ours: true,
+            body: Bytes::from_static(b"body"),
+            probes: vec![1, 2],
+            cost: Duration::from_secs(1),
+        };
+        let kept = packed(&answer);
+        assert_eq!(format!("{kept:?}"), format!("{answer:?}"));
+        assert_eq!(kept.headers, answer.headers);
+        let sensitive = |value: &HeaderValue| value.is_sensitive();
+        assert!(kept.headers.get_all("x-a").iter().any(sensitive));
+    }
 
     #[test]
     fn time_makes_fresh_answers_old_and_stale() {

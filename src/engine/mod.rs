@@ -153,7 +153,7 @@ impl Engine {
     /// Keeps an answer in memory that is also on its way into the store.
     fn remember(
         &self,
-        answer: Arc<Answer>,
+        answer: &Answer,
         marker: Option<&Marker>,
         condition: Condition,
         standing: Standing,

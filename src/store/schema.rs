@@ -328,26 +328,31 @@ async fn become_owner(
         }
         return Ok(None);
     };
-    let schema = &sql.schema;
-    if !schema_exists(transaction, schema).await? {
-        transaction
-            .batch_execute(&format!("CREATE SCHEMA \"{schema}\" AUTHORIZATION {owner}"))
-            .await?;
-    }
+    let authorization = format!("AUTHORIZATION {owner}");
+    create_if_missing(transaction, &sql.schema, &authorization).await?;
     transaction
         .batch_execute(&format!("SET LOCAL ROLE {owner}"))
         .await?;
     Ok((caller != owner && !is_superuser).then_some(caller))
 }
 
-async fn schema_exists(transaction: &Transaction<'_>, schema: &str) -> Result<bool, Error> {
-    let rows = transaction
+/// Not `IF NOT EXISTS`, which needs CREATE on the database even if there is nothing to create.
+async fn create_if_missing(
+    transaction: &Transaction<'_>,
+    schema: &str,
+    authorization: &str,
+) -> Result<(), Error> {
+    let found = transaction
         .query_typed(
             "SELECT FROM pg_namespace WHERE nspname = $1",
             &[(&schema, Type::TEXT)],
         )
         .await?;
-    Ok(!rows.is_empty())
+    if found.is_empty() {
+        let create = format!("CREATE SCHEMA \"{schema}\" {authorization}");
+        transaction.batch_execute(&create).await?;
+    }
+    Ok(())
 }
 
 /// [`version`] without an error, which would abort the transaction.
@@ -365,18 +370,15 @@ async fn version_in(transaction: &Transaction<'_>, sql: &Sql) -> Result<Option<i
 }
 
 async fn create_empty(transaction: &Transaction<'_>, sql: &Sql) -> Result<(), Error> {
-    let schema = &sql.schema;
-    if !schema_exists(transaction, schema).await? {
-        transaction
-            .batch_execute(&format!("CREATE SCHEMA \"{schema}\""))
-            .await?;
-    }
+    create_if_missing(transaction, &sql.schema, "").await?;
     let table = "CREATE TABLE pgcache.migration (
                      version    integer     PRIMARY KEY,
                      crate      text        NOT NULL,
                      applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
                  )";
-    Ok(transaction.batch_execute(&in_schema(table, schema)).await?)
+    Ok(transaction
+        .batch_execute(&in_schema(table, &sql.schema))
+        .await?)
 }
 
 async fn renew_epoch(client: &mut Client, store: &Store) -> Result<(), Error> {

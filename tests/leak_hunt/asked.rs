@@ -3,8 +3,8 @@
 use axum::body::Body;
 use http::Request;
 
-use crate::random::Random;
 use crate::serve::identity_of;
+use test_support::random::Random;
 
 /// Whom the authentication layer knows, by number: tenants with separators, in Unicode, without a name, and with
 /// one that Postgres cannot hold.

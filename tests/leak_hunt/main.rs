@@ -10,7 +10,6 @@
 mod asked;
 mod holes;
 mod judge;
-mod random;
 mod serve;
 mod settings;
 

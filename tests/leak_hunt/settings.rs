@@ -1,6 +1,6 @@
 //! Random settings of an application: its engine, its layers or its table, and where its authentication sits.
 
-use crate::random::Random;
+use test_support::random::Random;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Sharing {

@@ -12,7 +12,7 @@ use http::Request;
 use test_support::http::{Answer, get as fetch, send};
 use tower_pgcache::{Domain, PgCache, Scope, Tenant, domain};
 
-use crate::random::Rng;
+use test_support::random::Random;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const PRODUCT: Domain = domain!("product");
@@ -149,7 +149,7 @@ async fn request(app: &Router, page: &Page) -> Answer {
 }
 
 /// Texts that a sloppy encoding would mix up.
-fn nasty_text(rng: &mut Rng) -> String {
+fn nasty_text(random: &mut Random) -> String {
     const PIECES: [&str; 20] = [
         "*",
         "+",
@@ -172,15 +172,17 @@ fn nasty_text(rng: &mut Rng) -> String {
         " ",
         "\n",
     ];
-    if rng.percent(2) {
-        return "x".repeat(2000 + rng.below(3));
+    if random.percent(2) {
+        return "x".repeat(2000 + random.below(3));
     }
-    (0..=rng.below(4)).map(|_| *rng.pick(&PIECES)).collect()
+    (0..=random.below(4))
+        .map(|_| *random.pick(&PIECES))
+        .collect()
 }
 
 #[tokio::test]
 async fn rust_and_sql_agree_on_the_keys_of_any_text() {
-    let mut rng = Rng::of_this_run();
+    let mut random = Random::of_this_run("PGCACHE_TEST_SEED");
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
         .lookup_deadline(MINUTE)
@@ -194,14 +196,14 @@ async fn rust_and_sql_agree_on_the_keys_of_any_text() {
     let tenants: Vec<String> = ["*", "+", "=1:a"]
         .map(str::to_owned)
         .into_iter()
-        .chain((0..12).map(|_| nasty_text(&mut rng)))
+        .chain((0..12).map(|_| nasty_text(&mut random)))
         .filter(|tenant| !tenant.is_empty()) // nobody's name
         .collect();
     let pages: HashSet<Page> = (0..250)
         .map(|_| Page {
-            host: (*rng.pick(&["a.example", "b.example:8080"])).to_owned(),
-            tenant: rng.pick(&tenants).clone(),
-            entity: nasty_text(&mut rng),
+            host: (*random.pick(&["a.example", "b.example:8080"])).to_owned(),
+            tenant: random.pick(&tenants).clone(),
+            entity: nasty_text(&mut random),
         })
         .collect();
     let pages: Vec<Page> = pages.into_iter().collect();
@@ -212,15 +214,16 @@ async fn rust_and_sql_agree_on_the_keys_of_any_text() {
 
     let mut changes = Vec::new();
     for page in &pages {
-        let any_of = |rng: &mut Rng, text: &String| (!rng.percent(15)).then(|| text.clone());
-        let tenant = any_of(&mut rng, &page.tenant);
-        let entity = any_of(&mut rng, &page.entity);
-        changes.push(match rng.below(8) {
+        let any_of =
+            |random: &mut Random, text: &String| (!random.percent(15)).then(|| text.clone());
+        let tenant = any_of(&mut random, &page.tenant);
+        let entity = any_of(&mut random, &page.entity);
+        changes.push(match random.below(8) {
             0 => Change {
                 kind: "u",
                 name: page.path(),
                 tenant,
-                entity: any_of(&mut rng, &page.host),
+                entity: any_of(&mut random, &page.host),
             },
             1 => Change {
                 kind: "t",
@@ -249,7 +252,7 @@ async fn rust_and_sql_agree_on_the_keys_of_any_text() {
     let chosen: Vec<&Change> = changes
         .iter()
         .filter(|c| c.tenant.is_some() && c.kind != "t" && (c.entity.is_some() || c.kind == "u"))
-        .filter(|_| rng.percent(40))
+        .filter(|_| random.percent(40))
         .collect();
     for change in &chosen {
         let Change {

@@ -7,7 +7,6 @@ mod bound;
 mod horizon;
 mod keys;
 mod oracle;
-mod random;
 mod rights;
 mod writers;
 

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use tokio_postgres::Client;
 
 use crate::database_with_schema;
-use crate::random::Rng;
+use test_support::random::Random;
 
 const WRITERS: usize = 32;
 
@@ -73,17 +73,17 @@ async fn writers_to_one_domain_do_not_wait_for_each_other() {
 #[tokio::test]
 async fn domains_in_opposite_orders_do_not_deadlock() {
     const ROUNDS: usize = 8;
-    let mut rng = Rng::of_this_run();
+    let mut random = Random::of_this_run("PGCACHE_TEST_SEED");
     let database = database_with_schema().await;
     let writers = writers(&database).await;
     join_all(writers.iter().map(|sql| {
-        let mut rng = rng.fork();
+        let mut random = random.fork();
         async move {
             for _ in 0..ROUNDS {
                 sql.batch_execute("BEGIN").await.unwrap();
                 for _ in 0..6 {
-                    let domain = *rng.pick(&["a", "b", "c", "d"]);
-                    let entity = *rng.pick(&[None, Some("1"), Some("2")]);
+                    let domain = *random.pick(&["a", "b", "c", "d"]);
+                    let entity = *random.pick(&[None, Some("1"), Some("2")]);
                     sql.execute(
                         "SELECT pgcache.invalidate($1, NULL, $2)",
                         &[&domain, &entity],
@@ -91,7 +91,7 @@ async fn domains_in_opposite_orders_do_not_deadlock() {
                     .await
                     .unwrap();
                 }
-                if rng.percent(20) {
+                if random.percent(20) {
                     sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
                 }
                 sql.batch_execute("COMMIT").await.unwrap();

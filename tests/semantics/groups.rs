@@ -2,7 +2,7 @@
 
 use tower_pgcache::{PgCache, PgCacheLayer, Tenant};
 
-use super::stage::{Fields, Origin, Stage, says};
+use super::stage::{Fields, MINUTE, Origin, Stage, says};
 
 fn one_origin(layer: PgCacheLayer) -> PgCacheLayer {
     layer
@@ -67,8 +67,10 @@ async fn groups_are_those_of_a_tenant() {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
         .tenant(Tenant::extension(|t: &TenantId| t.0.clone()))
+        .lookup_deadline(MINUTE)
         .build()
         .unwrap();
+    cache.ready().await.unwrap();
     let origin = Origin::saying(grouped);
     let app = origin
         .router(cache.layer().shared_by_tenant())

@@ -1,6 +1,8 @@
 //! Whoever writes to a watched table needs no right here, and can make nothing of what runs for him.
 
-use crate::stage::{ITEMS, Stage, logged, refusal, run, text};
+use test_support::logs::logged;
+
+use crate::stage::{ITEMS, Stage, refusal, run, text};
 
 #[tokio::test]
 async fn a_writer_needs_nothing_but_the_table() {

@@ -1,12 +1,10 @@
 //! A database with the cache's schema, and what a statement leaves in the log.
 
-use std::cell::RefCell;
-use std::io;
-use std::sync::Once;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use test_support::Database;
+use test_support::logs::keep_logs;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 use tower_pgcache::{PgCache, PgCacheBuilder};
@@ -104,40 +102,6 @@ impl Stage {
         });
         (client, receiver)
     }
-}
-
-thread_local! {
-    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// To the log of the thread, which is the test's.
-struct ThreadLog;
-
-impl io::Write for ThreadLog {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// One subscriber for the whole process: interest in an event is cached for all threads together.
-fn keep_logs() {
-    static KEPT: Once = Once::new();
-    KEPT.call_once(|| {
-        tracing_subscriber::fmt()
-            .with_writer(|| ThreadLog)
-            .with_ansi(false)
-            .init();
-    });
-}
-
-/// What the crate has logged in this test.
-pub(crate) fn logged() -> String {
-    LOG.with_borrow(|log| String::from_utf8_lossy(log).into_owned())
 }
 
 /// Deadlines that a busy machine does not reach.

@@ -1,8 +1,7 @@
 //! Nobody waits and nothing deadlocks.
 
-use std::hash::{BuildHasher, RandomState};
-
 use futures_util::future::join_all;
+use test_support::random::Random;
 use test_support::{Database, Options, Server};
 use tokio_postgres::Client;
 
@@ -56,18 +55,6 @@ impl Storm {
             })
             .collect();
         assert!(waits.is_empty(), "{waits:?}");
-    }
-}
-
-/// `SplitMix64`.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
     }
 }
 
@@ -127,10 +114,9 @@ async fn ten_thousand_transactions_of_several_domains() {
         .collect();
     let storm = Storm::new(&format!("{tables} SELECT pgcache.cascade('t0', 't1'), pgcache.cascade('t1', 't2'), pgcache.cascade('t2', 't0'),
         pgcache.cascade('t3', 't4', 'v')")).await;
-    let seed = RandomState::new().hash_one(0);
-    println!("seed {seed}");
-    join_all(storm.writers.iter().enumerate().map(async |(own, writer)| {
-        let mut random = Random(seed.wrapping_add(own as u64));
+    let mut random = Random::of_this_run("PGCACHE_TEST_SEED");
+    let writers = storm.writers.iter().map(|writer| (writer, random.fork()));
+    join_all(writers.enumerate().map(async |(own, (writer, mut random))| {
         for number in 0..10_000 / WRITERS {
             let mut transaction = String::from("BEGIN;");
             for _ in 0..1 + random.below(4) {

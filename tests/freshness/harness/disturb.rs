@@ -7,8 +7,8 @@ use test_support::processes;
 use tokio::time::sleep;
 use tower_pgcache::tokio_postgres::{Client, NoTls};
 
-use super::random::Random;
 use super::{Error, Run};
+use test_support::random::Random;
 
 /// What goes wrong, or on in the background, during a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ async fn terminate(run: &Run, random: &mut Random) -> Result<(), Error> {
 }
 
 async fn stop(run: &Run, random: &mut Random) -> Result<(), Error> {
-    let which = usize::try_from(random.below(run.pids.len() as u64))?;
+    let which = random.below(run.pids.len());
     processes::pause(run.pids[which])?;
     sleep(Duration::from_millis(50 + random.below(400))).await;
     processes::resume(run.pids[which])?;

@@ -5,7 +5,6 @@ mod disturb;
 mod http;
 mod instance;
 mod ledger;
-mod random;
 mod reader;
 mod tally;
 mod writer;

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::http::{Answer, Ask, Client};
 use super::ledger::{Floor, RowId, Shown, Table};
-use super::random::Random;
 use super::{PRODUCTS, Run, TENANTS};
+use test_support::random::Random;
 
 /// Products that are asked for often, so that there are hits while everything changes.
 const POPULAR: i64 = 4;
@@ -26,8 +26,8 @@ pub(super) enum Kind {
 impl Kind {
     fn any(random: &mut Random) -> Self {
         match random.below(20) {
-            0..=3 => Self::Item(random.id(PRODUCTS)),
-            4..=9 => Self::Item(random.id(POPULAR)),
+            0..=3 => Self::Item(1 + random.below(PRODUCTS)),
+            4..=9 => Self::Item(1 + random.below(POPULAR)),
             10..=13 => Self::Products,
             14..=15 => Self::Orders,
             16..=17 => Self::Report,
@@ -74,7 +74,7 @@ pub(super) async fn read(run: Arc<Run>, number: u64) {
     let mut random = Random::new(run.plan.seed, 1000 + number);
     while !run.is_over() {
         let kind = Kind::any(&mut random);
-        let tenant = random.pick(&TENANTS);
+        let tenant = random.of(&TENANTS);
         let hold = match run.plan.long_fills && random.below(4) == 0 {
             true => Duration::from_millis(random.below(300)),
             false => Duration::ZERO,

@@ -10,9 +10,9 @@ use tower_pgcache::tokio_postgres::{Client, Error as SqlError, NoTls, Row};
 
 use super::http::Client as Http;
 use super::ledger::{Change, Table};
-use super::random::Random;
 use super::reader::{self, Kind};
 use super::{Error, ORDERS, PRODUCTS, Run, TENANTS};
+use test_support::random::Random;
 
 /// The pause before a writer tries to connect again to a server that is down.
 const RETRY: Duration = Duration::from_millis(20);
@@ -148,16 +148,16 @@ impl Writer {
             return;
         };
         let kind = Kind::that_shows(row, &mut self.random);
-        let tenant = tenant.unwrap_or_else(|| self.random.pick(&TENANTS).to_owned());
+        let tenant = tenant.unwrap_or_else(|| self.random.of(&TENANTS).to_owned());
         for _ in 0..2 {
-            let which = self.random.below(self.https.len() as u64);
-            let client = &self.https[usize::try_from(which).unwrap_or(0)];
+            let which = self.random.below(self.https.len());
+            let client = &self.https[which];
             reader::ask(&self.run, client, kind, &tenant, Duration::ZERO).await;
         }
     }
 
     async fn change_something(&mut self, sql: &Client) -> Result<(), Error> {
-        let table = Table::ALL[usize::try_from(self.random.below(3))?];
+        let table = self.random.of(&Table::ALL);
         match self.random.below(100) {
             0..=24 => self.at_once(sql, table).await,
             25..=39 => self.over_http().await,
@@ -184,13 +184,13 @@ impl Writer {
 
     /// An update of one row that leaves it where it is.
     async fn touch(&mut self, sql: &Client, table: Table) -> Result<Vec<Change>, Error> {
-        let id = self.random.id(table.rows());
+        let id = 1 + self.random.below(table.rows());
         update(sql, table, "", &format!("{} = {id}", table.id())).await
     }
 
     async fn over_http(&mut self) -> Result<(), Error> {
-        let tenant = self.random.pick(&TENANTS);
-        let id = self.random.id(PRODUCTS);
+        let tenant = self.random.of(&TENANTS);
+        let id = 1 + self.random.below(PRODUCTS);
         let (table, method, path, body) = match self.random.below(5) {
             0..=1 => (
                 Table::Product,
@@ -211,7 +211,7 @@ impl Writer {
                 json!({"product_id": id, "quantity": 1}),
             ),
         };
-        let which = usize::try_from(self.random.below(self.https.len() as u64))?;
+        let which = self.random.below(self.https.len());
         let began = Instant::now();
         let answer = self.https[which].write(method, tenant, &path, &body).await;
         match answer {
@@ -241,7 +241,7 @@ impl Writer {
         sql.batch_execute("BEGIN").await?;
         let mut changes = Vec::new();
         for table in Table::ALL {
-            for _ in 0..self.random.id(3) {
+            for _ in 0..1 + self.random.below(3) {
                 changes.extend(self.touch(sql, table).await?);
             }
         }
@@ -250,8 +250,8 @@ impl Writer {
 
     /// A row that becomes another tenant's.
     async fn moved(&mut self, sql: &Client, table: Table) -> Result<(), Error> {
-        let tenant = self.random.pick(&TENANTS);
-        let id = self.random.id(table.rows());
+        let tenant = self.random.of(&TENANTS);
+        let id = 1 + self.random.below(table.rows());
         sql.batch_execute("BEGIN").await?;
         let mut changes = Vec::new();
         // a product mostly with its price
@@ -278,7 +278,7 @@ impl Writer {
 
     /// Deleted and inserted again by one transaction, perhaps for another tenant.
     async fn replaced(&mut self, sql: &Client, table: Table) -> Result<(), Error> {
-        let id = self.random.id(table.rows());
+        let id = 1 + self.random.below(table.rows());
         sql.batch_execute("BEGIN").await?;
         let mut changes = delete(sql, table, &format!("{} = {id}", table.id())).await?;
         if !changes.is_empty() {
@@ -288,7 +288,7 @@ impl Writer {
     }
 
     async fn deleted(&mut self, sql: &Client, table: Table) -> Result<(), Error> {
-        let id = self.random.id(table.rows());
+        let id = 1 + self.random.below(table.rows());
         sql.batch_execute("BEGIN").await?;
         let mut changes = delete(sql, table, &format!("{} = {id}", table.id())).await?;
         // what came over HTTP would become ever more
@@ -355,7 +355,7 @@ impl Writer {
         table: Table,
         ids: &[i64],
     ) -> Result<Vec<Change>, Error> {
-        let tenant = self.random.pick(&TENANTS);
+        let tenant = self.random.of(&TENANTS);
         let (columns, values) = match table {
             Table::Product => (
                 "name, category, stock",
