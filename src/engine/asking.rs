@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::clock::Moment;
 use super::entry::{Answer, Entry};
@@ -132,12 +133,16 @@ impl Engine {
     /// Waits for a read of the feed that begins now, or later.
     pub(super) async fn catch_up(self: &Arc<Self>) -> bool {
         let caught_up = self.consult(async {
-            in_time(self.settings.lookup_deadline, self.readiness.ensure(self))
-                .await
-                .map_err(Fault::Unprepared)?;
+            self.prepared().await?;
             Ok(self.barrier().await?.then_some(()))
         });
         caught_up.await.is_some()
+    }
+
+    async fn prepared(self: &Arc<Self>) -> Result<(), Fault> {
+        in_time(self.settings.lookup_deadline, self.readiness.ensure(self))
+            .await
+            .map_err(Fault::Unprepared)
     }
 
     /// Asks the database, unless it is known not to answer; `None`: there is no answer. `asking` returns `None` where
@@ -181,11 +186,11 @@ impl Engine {
         self.housekeeper.note_traffic();
         self.start_listening();
         let standing = Standing::now(&self.feed);
-        let looked_up = self.consult(in_time(self.settings.lookup_deadline, async {
-            let ready = self.readiness.ensure(self).await;
-            ready.map_err(Fault::Unprepared)?;
-            Ok(self.look_up(&question).await?)
-        }));
+        let deadline = Instant::now() + self.settings.lookup_deadline;
+        let looked_up = self.consult(async {
+            self.prepared().await?;
+            Ok(self.look_up(&question, deadline).await?)
+        });
         let Some((origin, found)) = looked_up.await else {
             return Asked::Unusable(Bypass::Store);
         };
@@ -202,13 +207,14 @@ impl Engine {
     async fn look_up(
         self: &Arc<Self>,
         question: &Question<'_>,
+        deadline: Instant,
     ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
         let known = self.varying.get(&question.key);
         let mut keys = vec![question.key];
         keys.extend(known.as_deref().map(question.variant));
         keys.extend(question.part);
-        let Some((origin, mut stored)) = self.rows(keys.clone(), question.invalid_too).await?
-        else {
+        let rows = self.rows(keys.clone(), question.invalid_too, deadline);
+        let Some((origin, mut stored)) = rows.await? else {
             return Ok(None);
         };
         // only where there is nothing more
@@ -228,7 +234,8 @@ impl Engine {
             (origin, stored)
         } else {
             self.varying.insert(question.key, fields.into());
-            match self.rows(vec![variant], question.invalid_too).await? {
+            let rows = self.rows(vec![variant], question.invalid_too, deadline);
+            match rows.await? {
                 Some(rows) => rows,
                 None => return Ok(None),
             }
@@ -244,17 +251,13 @@ impl Engine {
         self: &Arc<Self>,
         keys: Vec<Key>,
         invalid_too: bool,
+        deadline: Instant,
     ) -> Result<Option<(Origin, Vec<(Key, Stored)>)>, Error> {
-        Ok(
-            match self
-                .store
-                .lookup(keys, invalid_too, self.settings.lookup_deadline)
-                .await?
-            {
-                Lookup::Rows { origin, stored } => Some((origin, stored)),
-                Lookup::NoEpoch => None,
-            },
-        )
+        let left = deadline.saturating_duration_since(Instant::now());
+        Ok(match self.store.lookup(keys, invalid_too, left).await? {
+            Lookup::Rows { origin, stored } => Some((origin, stored)),
+            Lookup::NoEpoch => None,
+        })
     }
 
     fn judge(
@@ -284,7 +287,7 @@ impl Engine {
                 fresh_for,
                 stale_for,
                 checksum,
-                filled_at,
+                snapshot,
                 cost,
                 probes,
             } = found;
@@ -308,8 +311,8 @@ impl Engine {
             Some(Entry {
                 answer: Arc::new(answer),
                 condition,
-                checksum,
-                snapshot: filled_at.parse().ok(),
+                checksum: Some(checksum),
+                snapshot,
             })
         });
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::Snapshot;
+use crate::store::{Checksum, Snapshot};
 
 /// A stored answer: the part that is the same for everybody who gets it.
 #[derive(Debug, Clone)]
@@ -31,8 +31,8 @@ pub(crate) struct Answer {
 pub(crate) struct Entry {
     pub(crate) answer: Arc<Answer>,
     pub(crate) condition: Condition,
-    /// Tells it from one that replaces it in the store; empty of one that was not read from there.
-    pub(super) checksum: Vec<u8>,
+    /// Tells it from one that replaces it in the store; of one that was read from there.
+    pub(super) checksum: Option<Checksum>,
     /// Taken before its handler was called; of one that was read from the store.
     pub(super) snapshot: Option<Snapshot>,
 }
@@ -57,7 +57,7 @@ impl Entry {
         Self {
             answer: Arc::new(answer),
             condition: self.condition,
-            checksum: self.checksum.clone(),
+            checksum: self.checksum,
             snapshot: self.snapshot.clone(),
         }
     }

@@ -20,18 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::yield_now;
 
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
-use crate::store::{FeedRead, Origin, Position};
+use crate::store::{FeedRead, Origin, Position, gather};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
-
-/// How many times a read waits for more to come along.
-const GATHERINGS: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Feed {
@@ -232,18 +228,10 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    /// Lets those come along who are on their way: a read costs the database the same for one and for a hundred. Goes
-    /// on when nobody has come while everything else that was ready had its turn.
+    /// Lets those come along who are on their way.
     async fn gather(&self) {
-        let Some(engine) = &self.0 else { return };
-        let mut before = 0;
-        for _ in 0..GATHERINGS {
-            let waiting = engine.feed.lock().waiting.len();
-            if waiting == before {
-                return;
-            }
-            before = waiting;
-            yield_now().await;
+        if let Some(engine) = &self.0 {
+            gather(|| engine.feed.lock().waiting.len()).await;
         }
     }
 
@@ -300,8 +288,8 @@ mod tests {
 
     fn origin(text: &str, epoch: &str) -> Origin {
         Origin {
-            epoch: epoch.to_owned(),
-            incarnation: "i".to_owned(),
+            epoch: epoch.into(),
+            incarnation: "i".into(),
             snapshot: text.parse().expect("a snapshot"),
             at: 0.0,
         }

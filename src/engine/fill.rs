@@ -25,7 +25,7 @@ use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Marker, Origin, Record, Snapshot};
+use crate::store::{Checksum, Marker, Origin, Record, Snapshot};
 
 /// An answer that is being computed.
 pub(crate) struct Fill {
@@ -137,8 +137,7 @@ impl Fill {
     pub(crate) fn freshen(self, entry: &Entry, mut label: Label, freshness: Freshness) {
         let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
         let (key, marker) = self.place(&mut label);
-        let freshens =
-            (key == entry.key && !entry.checksum.is_empty()).then(|| entry.checksum.clone());
+        let freshens = entry.checksum.filter(|_| key == entry.key);
         let answer = Answer {
             key,
             ..Answer::clone(&entry.answer)
@@ -154,7 +153,7 @@ impl Fill {
         marker: Option<Marker>,
         head: Vec<u8>,
         mut answer: Answer,
-        freshens: Option<Vec<u8>>,
+        freshens: Option<Checksum>,
     ) {
         let (engine, standing) = (self.engine.clone(), self.standing);
         let (pilot, lease) = (self.pilot.take(), self.lease.take());
@@ -211,7 +210,7 @@ impl Fill {
         marker: Option<Marker>,
         head: Vec<u8>,
         body: Bytes,
-        freshens: Option<Vec<u8>>,
+        freshens: Option<Checksum>,
     ) -> Record {
         let Label {
             scopes,

@@ -62,7 +62,7 @@ impl Landed {
         Entry {
             answer: self.answer.clone(),
             condition: self.condition.later(self.standing.asked_at.elapsed()),
-            checksum: Vec::new(),
+            checksum: None,
             snapshot: None,
         }
     }

@@ -134,7 +134,7 @@ impl Remembered {
         Entry {
             answer: self.answer.clone(),
             condition: self.condition.later(now.since(self.asked_at)),
-            checksum: Vec::new(),
+            checksum: None,
             snapshot: None,
         }
     }

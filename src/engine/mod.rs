@@ -182,7 +182,7 @@ impl Engine {
 
     /// How long this instance has known that a commit has invalidated an entry; `None` if it cannot remember.
     pub(crate) fn known_invalid_for(&self, entry: &Entry) -> Option<Duration> {
-        self.refreshes.known_invalid_for(entry.key, &entry.checksum)
+        self.refreshes.known_invalid_for(entry.key, entry.checksum?)
     }
 
     /// Something that may lead to a store; [`settled`](Self::settled) waits for it.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::gauge::Token;
 use crate::key::Key;
+use crate::store::Checksum;
 
 /// How many entries are refreshed at once; the others are served as they are, and refreshed later.
 const MAX_REFRESHES: usize = 256;
@@ -27,7 +28,7 @@ struct State {
 #[derive(Debug)]
 struct Invalid {
     /// The checksum: an entry that replaces it is another one.
-    entry: Vec<u8>,
+    entry: Checksum,
     known_since: Instant,
 }
 
@@ -51,7 +52,7 @@ impl Refreshes {
     }
 
     /// How long this has been known of an entry; from now on if it has not. `None` if it cannot be remembered.
-    pub(super) fn known_invalid_for(&self, key: Key, entry: &[u8]) -> Option<Duration> {
+    pub(super) fn known_invalid_for(&self, key: Key, entry: Checksum) -> Option<Duration> {
         let invalid = &mut self.lock().invalid;
         if let Some(known) = invalid.get(&key).filter(|known| known.entry == entry) {
             return Some(known.known_since.elapsed());
@@ -63,7 +64,7 @@ impl Refreshes {
             return None;
         }
         let known = Invalid {
-            entry: entry.to_vec(),
+            entry,
             known_since: Instant::now(),
         };
         invalid.insert(key, known);

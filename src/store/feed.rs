@@ -16,8 +16,8 @@ const MAX_KEYS: i32 = 40_000;
 /// Up to where the feed was read: a snapshot of a database in its present life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Position {
-    epoch: String,
-    incarnation: String,
+    epoch: Arc<str>,
+    incarnation: Arc<str>,
     snapshot: Snapshot,
 }
 
@@ -126,8 +126,8 @@ impl Store {
             .store(read_committed == "true", Ordering::Relaxed);
         Ok(Some(FeedRead {
             position: Position {
-                epoch: epoch.to_owned(),
-                incarnation: incarnation.to_owned(),
+                epoch: epoch.into(),
+                incarnation: incarnation.into(),
                 snapshot: snapshot.parse().map_err(|()| unreadable())?,
             },
             changes: changes.map(keys).transpose()?,

@@ -28,6 +28,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
+use super::gather::gather;
 use super::lookup::{self, Asking};
 use super::{Connection, Deadline, Lookup, Origin, Store, Stored};
 use crate::error::{Error, ErrorKind};
@@ -270,6 +271,15 @@ impl Lane {
         deadline
     }
 
+    /// Lets those come along who are on their way.
+    async fn gather(&self) {
+        let waiting = || {
+            let waiting = self.store.lanes.lock().waiting.len();
+            waiting.min(BATCH)
+        };
+        gather(waiting).await;
+    }
+
     /// What to send next; `None` if the lane is not needed any more: it has ended then.
     fn next_batch(&mut self) -> Option<Vec<Question>> {
         let now = Instant::now();
@@ -339,6 +349,7 @@ impl Lane {
 async fn run(mut lane: Lane) {
     while let Some(mut connection) = lane.connect().await {
         loop {
+            lane.gather().await;
             let Some(questions) = lane.next_batch() else {
                 return;
             };
@@ -436,26 +447,38 @@ impl Batch {
             None => lookup::origin(row)?,
         };
         if let Some((key, only_as_invalid, stored)) = lookup::read(row)? {
-            self.give(key, only_as_invalid, stored.as_ref(), &origin);
+            self.give(key, only_as_invalid, stored, &origin);
         }
         self.origin = Some(origin);
         Ok(())
     }
 
-    fn give(&mut self, key: Key, only_as_invalid: bool, stored: Option<&Stored>, origin: &Origin) {
+    fn give(
+        &mut self,
+        key: Key,
+        only_as_invalid: bool,
+        mut stored: Option<Stored>,
+        origin: &Origin,
+    ) {
         let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
-        let readers = self.wanted[first..].iter();
-        for (_, index) in readers.take_while(|(wanted, _)| *wanted == key) {
-            let Some(open) = &mut self.open[*index] else {
+        let readers = self.wanted[first..].partition_point(|(wanted, _)| *wanted == key);
+        for at in first..first + readers {
+            let index = self.wanted[at].1;
+            let Some(open) = &mut self.open[index] else {
                 continue;
             };
             open.missing = open.missing.saturating_sub(1);
             if open.question.invalid_too || !only_as_invalid {
-                open.stored
-                    .extend(stored.map(|stored| (key, stored.clone())));
+                let is_last = at + 1 == first + readers;
+                let own = if is_last {
+                    stored.take()
+                } else {
+                    stored.clone()
+                };
+                open.stored.extend(own.map(|stored| (key, stored)));
             }
             if open.missing == 0 {
-                if let Some(open) = self.open[*index].take() {
+                if let Some(open) = self.open[index].take() {
                     open.tell(origin.clone());
                 }
             }

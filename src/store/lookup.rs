@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, RowStream};
 
-use super::{Origin, Store, read_transaction};
+use super::{Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -49,11 +49,32 @@ pub(crate) struct Found {
     pub(crate) fresh_for: Duration,
     pub(crate) stale_for: Duration,
     /// Tells this entry from one that replaces it.
-    pub(crate) checksum: Vec<u8>,
+    pub(crate) checksum: Checksum,
     /// How long its handler took.
     pub(crate) cost: Duration,
-    /// The snapshot that was taken before its handler was called.
-    pub(crate) filled_at: String,
+    /// Taken before its handler was called.
+    pub(crate) snapshot: Option<Snapshot>,
+}
+
+/// The places of the columns of `pgcache.lookup`: to find them by name, for every row, costs as much as to read them.
+mod column {
+    pub(super) const EPOCH: usize = 0;
+    pub(super) const INCARNATION: usize = 1;
+    pub(super) const SNAPSHOT: usize = 2;
+    pub(super) const AT: usize = 3;
+    pub(super) const READ_COMMITTED: usize = 4;
+    pub(super) const KEY: usize = 5;
+    pub(super) const VALID: usize = 6;
+    pub(super) const REVALIDATABLE: usize = 7;
+    pub(super) const VARY: usize = 8;
+    pub(super) const CHECKSUM: usize = 9;
+    pub(super) const HEAD: usize = 10;
+    pub(super) const BODY: usize = 11;
+    pub(super) const PROBES: usize = 12;
+    pub(super) const FILLED_AT: usize = 13;
+    pub(super) const AGE: usize = 14;
+    pub(super) const TTL: usize = 15;
+    pub(super) const COST: usize = 16;
 }
 
 /// What one statement asks for.
@@ -103,7 +124,7 @@ impl Store {
     }
 
     pub(super) fn note_isolation(&self, row: &Row) -> Result<(), Error> {
-        let read_committed = row.try_get("read_committed")?;
+        let read_committed = row.try_get(column::READ_COMMITTED)?;
         self.read_committed.store(read_committed, Ordering::Relaxed);
         Ok(())
     }
@@ -118,11 +139,11 @@ pub(super) fn may_be_about_one(error: &Error) -> bool {
 }
 
 pub(super) fn origin(row: &Row) -> Result<Origin, Error> {
-    let snapshot: &str = row.try_get("snapshot")?;
+    let snapshot: &str = row.try_get(column::SNAPSHOT)?;
     Ok(Origin {
-        epoch: row.try_get("epoch")?,
-        incarnation: row.try_get("incarnation")?,
-        at: row.try_get("at")?,
+        epoch: row.try_get::<_, &str>(column::EPOCH)?.into(),
+        incarnation: row.try_get::<_, &str>(column::INCARNATION)?.into(),
+        at: row.try_get(column::AT)?,
         snapshot: snapshot.parse().map_err(|()| {
             Error::new(
                 ErrorKind::Database,
@@ -136,54 +157,57 @@ pub(super) fn origin(row: &Row) -> Result<Origin, Error> {
 /// row says only that there is nothing.
 pub(super) fn read(row: &Row) -> Result<Option<(Key, bool, Option<Stored>)>, Error> {
     let Some(key) = row
-        .try_get::<_, Option<&[u8]>>("key")?
+        .try_get::<_, Option<&[u8]>>(column::KEY)?
         .and_then(Key::from_bytes)
     else {
         return Ok(None);
     };
-    let valid: bool = row.try_get("valid")?;
-    let only_as_invalid = !valid && !row.try_get::<_, bool>("revalidatable")?;
+    let valid: bool = row.try_get(column::VALID)?;
+    let only_as_invalid = !valid && !row.try_get::<_, bool>(column::REVALIDATABLE)?;
     Ok(Some((key, only_as_invalid, stored(row, key, valid)?)))
 }
 
 /// `None` for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
 fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
-    if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>("vary")? {
+    if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>(column::VARY)? {
         let fields: Result<_, _> = vary.into_iter().map(HeaderName::try_from).collect();
         return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));
     }
-    let (head, body): (&[u8], &[u8]) = (row.try_get("head")?, row.try_get("body")?);
-    let probes: Vec<i64> = row.try_get("probes")?;
-    let expected = checksum(key, row.try_get("filled_at")?, &probes, head, body);
-    if row.try_get::<_, &[u8]>("checksum")? != expected {
+    let (head, body): (&[u8], &[u8]) = (row.try_get(column::HEAD)?, row.try_get(column::BODY)?);
+    let probes: Vec<i64> = row.try_get(column::PROBES)?;
+    let filled_at: &str = row.try_get(column::FILLED_AT)?;
+    let expected = checksum(key, filled_at, &probes, head, body);
+    if row.try_get::<_, &[u8]>(column::CHECKSUM)? != expected {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
     }
-    let ttl: f64 = row.try_get("ttl")?;
+    let ttl: f64 = row.try_get(column::TTL)?;
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
     Ok(Some(Stored::Answer(Found {
         head: Bytes::copy_from_slice(head),
         body: Bytes::copy_from_slice(body),
         probes,
         valid,
-        age: seconds(row.try_get("age")?),
+        age: seconds(row.try_get(column::AGE)?),
         fresh_for: seconds(ttl),
         stale_for: seconds(-ttl),
-        checksum: expected.to_vec(),
-        cost: seconds(row.try_get("cost")?),
-        filled_at: row.try_get("filled_at")?,
+        checksum: expected,
+        cost: seconds(row.try_get(column::COST)?),
+        snapshot: filled_at.parse().ok(),
     })))
 }
 
-/// What is read back is checked before it is served: the answer, and what its validity is judged by. Half a
-/// hash is enough against accidents.
+/// Half a hash is enough against accidents.
+pub(crate) type Checksum = [u8; 16];
+
+/// What is read back is checked before it is served: the answer, and what its validity is judged by.
 pub(super) fn checksum(
     key: Key,
     snapshot: &str,
     probes: &[i64],
     head: &[u8],
     body: &[u8],
-) -> [u8; 16] {
+) -> Checksum {
     let mut hash = blake3::Hasher::new();
     let probes: Vec<u8> = probes.iter().flat_map(|p| p.to_le_bytes()).collect();
     for part in [key.as_bytes(), snapshot.as_bytes(), &probes, head, body] {

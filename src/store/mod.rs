@@ -9,6 +9,7 @@
 mod administer;
 mod connection;
 mod feed;
+mod gather;
 mod housekeeping;
 mod lanes;
 mod lease;
@@ -29,8 +30,9 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use feed::{FeedRead, Position};
+pub(crate) use gather::gather;
 pub(crate) use lease::Claimed;
-pub(crate) use lookup::{Found, Lookup, Stored};
+pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Marker, Record};
@@ -43,8 +45,8 @@ use schema::Sql;
 /// epoch and incarnation last.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
-    pub(crate) epoch: String,
-    pub(crate) incarnation: String,
+    pub(crate) epoch: Arc<str>,
+    pub(crate) incarnation: Arc<str>,
     pub(crate) snapshot: Snapshot,
     /// When, by the database's clock, in seconds.
     pub(crate) at: f64,

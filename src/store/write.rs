@@ -9,7 +9,7 @@ use tokio_postgres::GenericClient;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::lease::give_back_with_answers;
-use super::lookup::checksum;
+use super::lookup::{Checksum, checksum};
 use super::schema::Sql;
 use super::{Origin, Store, write_transaction};
 use crate::domain::Scope;
@@ -44,7 +44,7 @@ pub(crate) struct Record {
     pub(crate) head: Vec<u8>,
     pub(crate) body: Bytes,
     /// The checksum of the stored entry that this one has the body of.
-    pub(crate) freshens: Option<Vec<u8>>,
+    pub(crate) freshens: Option<Checksum>,
     /// For an answer that varies.
     pub(crate) marker: Option<Marker>,
     /// The lease under which it was filled.
@@ -187,14 +187,16 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
     );
     let cost = cost.as_secs_f64();
     let (key, body, checksum) = (key.as_bytes(), body.as_ref(), checksum.as_slice());
-    let (statement, last): (_, &(dyn ToSql + Sync)) = match freshens {
+    let (epoch, incarnation) = (&*origin.epoch, &*origin.incarnation);
+    let freshens = freshens.as_ref().map(Checksum::as_slice);
+    let (statement, last): (_, &(dyn ToSql + Sync)) = match &freshens {
         None => (&sql.store, &body),
         Some(checksum_before) => (&sql.freshen, checksum_before),
     };
     let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
         (&key, Type::BYTEA),
-        (&origin.epoch, Type::TEXT),
-        (&origin.incarnation, Type::TEXT),
+        (&epoch, Type::TEXT),
+        (&incarnation, Type::TEXT),
         (&snapshot, Type::TEXT),
         (probes, Type::INT8_ARRAY),
         (&origin.at, Type::FLOAT8),
@@ -224,11 +226,12 @@ async fn put_marker(
 ) -> Result<Vec<Vec<u8>>, Error> {
     let (key, variant) = (marker.key.as_bytes(), record.key.as_bytes());
     let fields: Vec<&str> = marker.fields.iter().map(HeaderName::as_str).collect();
+    let (epoch, incarnation) = (&*record.origin.epoch, &*record.origin.incarnation);
     let (snapshot, keep) = (record.origin.snapshot.to_string(), seconds(record.keep));
     let parameters: [(&(dyn ToSql + Sync), Type); 10] = [
         (&key, Type::BYTEA),
-        (&record.origin.epoch, Type::TEXT),
-        (&record.origin.incarnation, Type::TEXT),
+        (&epoch, Type::TEXT),
+        (&incarnation, Type::TEXT),
         (&snapshot, Type::TEXT),
         (&fields, Type::TEXT_ARRAY),
         (&variant, Type::BYTEA),
