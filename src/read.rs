@@ -7,6 +7,7 @@
 
 mod fill;
 
+use std::future::Future;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
@@ -19,7 +20,7 @@ use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{Bypass, CacheStatus, Forward};
+use crate::http::cache_status::{CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::invalidation::is_safe;
 use crate::http::partial::{self, completion};
@@ -55,12 +56,12 @@ impl Caching {
     }
 
     /// Looks in memory; what is not there is looked up, and filled if need be.
-    pub(crate) async fn read<S, RequestBody, B>(
+    pub(crate) fn read<S, RequestBody, B>(
         self,
         inner: S,
         read: Read,
         mut request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody<B>>, S::Error>
+    ) -> impl Future<Output = Result<Response<ResponseBody<B>>, S::Error>> + Send
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
@@ -71,19 +72,52 @@ impl Caching {
     {
         let is_unsafe = !is_safe(request.method());
         let outer = Mark::claim(&mut request, &self.cache.engine, is_unsafe);
-        let asks = read.asks(request.headers());
-        let refused = match outer {
-            None => match self.recall(&read, request.headers(), &asks).await {
-                Recalled::Entry(entry) => return Ok(self.hit(&entry, &read, request.headers())),
-                Recalled::Nothing => None,
-                Recalled::Unusable(reason) => Some(reason),
-            },
-            // it goes by what the outer one has found
-            Some(outer) => outer.unusable(),
-        };
-        let call = Call::new(self, inner, &request);
-        // boxed: what follows is large, and a hit in memory does not need the room
-        Box::pin(call.read_on(read, asks, request, refused)).await
+        // not an async fn, which would have room for its arguments twice
+        async move {
+            let asks = read.asks(request.headers());
+            let refused = match outer {
+                None => match self.recall(&read, request.headers(), &asks).await {
+                    Recalled::Entry(entry) => {
+                        return Ok(self.hit(&entry, &read, request.headers()));
+                    }
+                    Recalled::Nothing => None,
+                    Recalled::Unusable(reason) => Some(reason),
+                },
+                // it goes by what the outer one has found
+                Some(outer) => outer.unusable(),
+            };
+            // boxed, both: a hit does not need the room
+            let asked = match refused {
+                None => Box::pin(self.look_up(&read, request.headers())).await,
+                Some(reason) => Asked::Unusable(reason),
+            };
+            if let Asked::Known(fill) = &asked {
+                if let Some(answer) = self.stored(fill, &read, &asks, request.headers()) {
+                    return Ok(answer);
+                }
+            }
+            let call = Call::new(self, inner, &request);
+            Box::pin(call.read_on(read, asks, request, asked)).await
+        }
+    }
+
+    /// What is stored, if it can be served as it is.
+    fn stored<B>(
+        &self,
+        fill: &Fill,
+        read: &Read,
+        asks: &RequestDirectives,
+        request: &HeaderMap,
+    ) -> Option<Response<ResponseBody<B>>> {
+        let entry = fill.stored()?;
+        if self.reuse(&entry, read, asks) != Reuse::Serve {
+            return None;
+        }
+        if entry.is_part() {
+            self.hit_within(&entry, read, request)
+        } else {
+            Some(self.hit(&entry, read, request))
+        }
     }
 
     /// What is in memory, if it can be served as it is.
@@ -211,13 +245,13 @@ impl Caching {
 }
 
 impl<S> Call<S> {
-    /// What is not in memory; `refused`: why the store is not to be asked.
+    /// What cannot be served as it is.
     async fn read_on<RequestBody, B>(
         mut self,
         read: Read,
         asks: RequestDirectives,
         request: Request<RequestBody>,
-        refused: Option<Bypass>,
+        asked: Asked,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
@@ -230,10 +264,6 @@ impl<S> Call<S> {
         let subject = match self.cache.subject(&request) {
             Ok(subject) => subject,
             Err(reason) => return self.pass_on(reason, None, request).await,
-        };
-        let asked = match refused {
-            None => self.cache.look_up(&read, request.headers()).await,
-            Some(reason) => Asked::Unusable(reason),
         };
         let fill = match asked {
             Asked::Known(fill) => fill,
@@ -249,22 +279,13 @@ impl<S> Call<S> {
             entry.is_part() && self.cache.reuse(entry, &read, &asks) == Reuse::Serve
         });
         let stored = stored.filter(|entry| !entry.is_part());
-        if let Some(answer) = part
+        let reuse = |entry: &Arc<Entry>| self.cache.reuse(entry, &read, &asks);
+        if let Some(entry) = stored
             .as_ref()
-            .and_then(|part| self.cache.hit_within(part, &read, request.headers()))
-        {
-            return Ok(answer);
-        }
-        let reuse = stored
-            .as_deref()
-            .map(|entry| self.cache.reuse(entry, &read, &asks));
-        if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
-            (&stored, reuse)
+            .filter(|entry| reuse(entry) == Reuse::ServeAndRefresh)
         {
             let answer = self.cache.hit(entry, &read, request.headers());
-            if reuse == Reuse::ServeAndRefresh {
-                self.refresh_in_the_background(read, subject, request, fill, stored);
-            }
+            self.refresh_in_the_background(read, subject, request, fill, stored);
             return Ok(answer);
         }
         if asks.only_if_cached {
@@ -314,7 +335,7 @@ impl<S> Call<S> {
             request.headers_mut().extend(fields);
             errand.completes = Some(part);
         }
-        self.fill_patiently(errand, request, fill).await
+        Box::pin(self.fill_patiently(errand, request, fill)).await
     }
 
     /// Runs the request that found a stale answer, extensions included, while its client has that answer.

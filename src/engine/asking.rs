@@ -140,7 +140,12 @@ impl Engine {
     }
 
     async fn prepared(self: &Arc<Self>) -> Result<(), Fault> {
-        in_time(self.settings.lookup_deadline, self.readiness.ensure(self))
+        if self.readiness.is_ready() {
+            return Ok(());
+        }
+        // boxed: hardly ever needed, and large
+        let within = self.settings.lookup_deadline;
+        Box::pin(in_time(within, self.readiness.ensure(self)))
             .await
             .map_err(Fault::Unprepared)
     }

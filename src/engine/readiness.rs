@@ -45,6 +45,10 @@ impl Readiness {
         }
     }
 
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(*self.lock(), State::Ready)
+    }
+
     /// `Some`: wait for this.
     fn now(&self, engine: &Arc<Engine>) -> Result<Option<watch::Receiver<()>>, Error> {
         let mut state = self.lock();

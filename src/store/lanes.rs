@@ -20,6 +20,7 @@
 //! 8. However a lane ends, the next lookup finds the queue in order. The last one takes along what waits.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -159,30 +160,42 @@ impl Queue {
 
 impl Store {
     /// `invalid_too`: also entries that are invalid and have no validator.
-    pub(crate) async fn lookup(
+    pub(crate) fn lookup(
         self: &Arc<Self>,
         keys: Vec<Key>,
         invalid_too: bool,
         within: Duration,
-    ) -> Result<Lookup, Error> {
+    ) -> impl Future<Output = Result<Lookup, Error>> + Send {
         let since = Instant::now();
         let deadline = Deadline::after(within);
-        let until = deadline.at;
-        let (sender, mut answer) = oneshot::channel();
-        self.enqueue(Waiting {
+        let (sender, answer) = oneshot::channel();
+        let enqueued = self.enqueue(Waiting {
             question: Question {
                 keys,
                 invalid_too,
-                until,
+                until: deadline.at,
                 answer: sender,
             },
             since,
             alone: false,
-        })?;
-        let mut answered = timeout_at(until.min(since + PATIENCE), &mut answer).await;
+        });
+        async move {
+            enqueued?;
+            self.answer(answer, since, deadline).await
+        }
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        mut answer: oneshot::Receiver<Result<Lookup, Error>>,
+        since: Instant,
+        deadline: Deadline,
+    ) -> Result<Lookup, Error> {
+        let patience = deadline.at.min(since + PATIENCE);
+        let mut answered = timeout_at(patience, &mut answer).await;
         if answered.is_err() {
             self.start_lane_if_needed();
-            answered = timeout_at(until, answer).await;
+            answered = timeout_at(deadline.at, answer).await;
         }
         match answered {
             Ok(Ok(result)) => result,

@@ -176,7 +176,8 @@ $$;
 -- cannot be said: without a past, if rows of the log that it does not see may be gone, if a clear() came between, or if
 -- there are more than `max_keys`. Null without a good epoch. Index: invalidation_xid.
 -- Returns {epoch, incarnation, snapshot, whether READ COMMITTED is the default, changes}: one value, since to plan a
--- function in FROM costs as much as all the rest.
+-- function in FROM costs as much as all the rest. For the same reason the usual case, a past without transactions in
+-- progress, is one statement; the conditions without a subquery cost nothing.
 CREATE FUNCTION pgcache.feed(past pg_snapshot, max_keys integer) RETURNS text[]
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -185,33 +186,33 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    here    record;
-    changes bigint[];
+    here record;
 BEGIN
-    SELECT c.* INTO here FROM pgcache.current c;
+    SELECT c.epoch::text, c.incarnation, c.horizon, c.log_floor, pg_current_snapshot()::text AS snapshot,
+           (current_setting('default_transaction_isolation') = 'read committed')::text AS read_committed,
+           ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
+                 LIMIT max_keys + 1) AS changes
+      INTO here FROM pgcache.current c;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    IF pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.horizon) AND pg_snapshot_xmax(past) >= pg_snapshot_xmax(here.log_floor)
-       AND (pg_snapshot_xmin(past) = pg_snapshot_xmax(past)
-            OR NOT EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
-                            WHERE pg_visible_in_snapshot(x.xid, here.horizon)
-                               OR pg_visible_in_snapshot(x.xid, here.log_floor)))
+    IF past IS NULL OR pg_snapshot_xmax(past) < pg_snapshot_xmax(here.horizon)
+       OR pg_snapshot_xmax(past) < pg_snapshot_xmax(here.log_floor)
     THEN
-        changes := ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i WHERE i.xid >= pg_snapshot_xmax(past)
-                         LIMIT max_keys + 1);
-        IF pg_snapshot_xmin(past) < pg_snapshot_xmax(past) THEN
-            changes := changes || ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i
-                                         WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))
-                                         LIMIT max_keys + 1);
-        END IF;
-        IF cardinality(changes) > max_keys THEN
-            changes := NULL;
-        END IF;
+        here.changes := NULL;
+    ELSIF pg_snapshot_xmin(past) < pg_snapshot_xmax(past) THEN
+        here.changes := CASE
+            WHEN EXISTS (SELECT FROM pg_snapshot_xip(past) AS x (xid)
+                          WHERE pg_visible_in_snapshot(x.xid, here.horizon)
+                             OR pg_visible_in_snapshot(x.xid, here.log_floor)) THEN NULL
+            ELSE here.changes || ARRAY(SELECT unnest(i.keys) FROM pgcache.invalidation i
+                                        WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(past)))
+                                        LIMIT max_keys + 1)
+        END;
     END IF;
-    RETURN ARRAY[here.epoch::text, here.incarnation, pg_current_snapshot()::text,
-                 (current_setting('default_transaction_isolation') = 'read committed')::text,
-                 array_to_string(changes, ',')];
+    IF cardinality(here.changes) > max_keys THEN
+        here.changes := NULL;
+    END IF;
+    RETURN ARRAY[here.epoch, here.incarnation, here.snapshot, here.read_committed, array_to_string(here.changes, ',')];
 END
 $$;
-
