@@ -173,6 +173,7 @@ impl<S> Call<S> {
             .await
         {
             Recalled::Entry(entry) => {
+                self.cache.cache.engine.count_use(read.key, entry.key);
                 let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
                 return Ok(self.hit(
                     (&entry).into(),
@@ -236,6 +237,7 @@ impl<S> Call<S> {
         if let (Some(entry), Some(reuse @ (Reuse::Serve | Reuse::ServeAndRefresh))) =
             (&stored, reuse)
         {
+            self.cache.cache.engine.count_use(read.key, entry.key);
             let conditionals = conditionals_of(request.headers()).filter(|_| !read.is_search);
             let answer = self.hit(
                 entry.as_ref().into(),
@@ -276,6 +278,7 @@ impl<S> Call<S> {
                     (fill, stored)
                 }
                 Shared::Entry(entry) => {
+                    self.cache.cache.engine.count_use(read.key, entry.key);
                     let conditionals =
                         conditionals_of(request.headers()).filter(|_| !read.is_search);
                     return Ok(self.collapsed(&entry, why, &read, conditionals.as_ref()));
@@ -307,6 +310,7 @@ impl<S> Call<S> {
         request: &HeaderMap,
     ) -> Option<Response<ResponseBody<B>>> {
         let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
+        self.cache.cache.engine.count_use(part.key, part.key);
         let outcome = Outcome {
             status: part.status,
             headers,

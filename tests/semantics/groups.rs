@@ -69,6 +69,8 @@ async fn groups_are_those_of_a_tenant() {
         .tenant(Tenant::extension(|t: &TenantId| t.0.clone()))
         .build()
         .unwrap();
+    // or the first request would have to make the schema within the lookup deadline
+    cache.ready().await.unwrap();
     let origin = Origin::saying(grouped);
     let app = origin
         .router(cache.layer().shared_by_tenant())
