@@ -18,7 +18,7 @@ use crate::error::ConfigError;
 use crate::layer::PgCacheLayer;
 use crate::policy::{Policy, policy_setters};
 use crate::route::{Route, RouteTable};
-use crate::store::{Lazy, Nowhere, SchemaName, Source, Store, check_name};
+use crate::store::{Bounds, Lazy, Nowhere, SchemaName, Source, Store, check_name};
 use crate::tenant::{Principal, Tenant};
 
 /// Builds a [`PgCache`] or, with a table of routes, a [`PgCacheLayer`].
@@ -106,6 +106,10 @@ impl<T> PgCacheBuilder<T> {
                 durable: false,
                 owner: None,
                 max_log_rows: 1_000_000,
+                bounds: Bounds {
+                    entries: 1_000_000,
+                    bytes: 1 << 30,
+                },
                 queue_entries: 1024,
                 queue_bytes: 32 << 20,
                 fill_bytes: 64 << 20,
@@ -219,8 +223,9 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
-    /// How often expired entries are removed, by one instance at a time. Zero switches the background task off;
-    /// call [`PgCache::cleanup`] or, in SQL, `pgcache.prune()` yourself.
+    /// How often expired and invalid entries are removed, by one instance at a time. (More is done at once where
+    /// [`max_bytes`](Self::max_bytes) or [`max_entries`](Self::max_entries) asks for it.) Zero switches the background task
+    /// off; call [`PgCache::cleanup`] or, in SQL, `CALL pgcache.cleanup()` yourself.
     ///
     /// Defaults to 60 s.
     #[must_use]
@@ -231,7 +236,7 @@ impl<T> PgCacheBuilder<T> {
 
     /// Whether the schema is created, or brought up to date, on first use. Without, call
     /// [`PgCache::migrate`] with a role that may, and give the application's role
-    /// `USAGE` on the schema, `SELECT, INSERT, UPDATE, DELETE` on its tables and `EXECUTE` on its functions.
+    /// `USAGE` on the schema, `SELECT, INSERT, UPDATE, DELETE` on its tables and `EXECUTE` on its routines.
     ///
     /// Defaults to `true`.
     #[must_use]
@@ -269,6 +274,30 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn max_log_rows(mut self, rows: u32) -> Self {
         self.settings.max_log_rows = rows.into();
+        self
+    }
+
+    /// How many bytes of answers the database may hold, of all instances: heads and bodies, and a flat rate for the rest.
+    /// Beyond that those of least use go, by how often and how lately they were asked for. On the disk, the tables
+    /// stay within twice of it, provided that the role may vacuum (it owns the tables, is a member of
+    /// [`owner`](Self::owner), or has `MAINTAIN`) or that autovacuum keeps up; else less is stored.
+    ///
+    /// An answer of more than a tenth of it is not stored. Instances that share a schema should agree on it.
+    ///
+    /// Defaults to 1 GiB.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.settings.bounds.bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self
+    }
+
+    /// How many answers the database may hold, of all instances. See [`max_bytes`](Self::max_bytes). (For URIs whose
+    /// answers vary, one more counts, which names the fields.)
+    ///
+    /// Defaults to 1,000,000.
+    #[must_use]
+    pub fn max_entries(mut self, entries: u64) -> Self {
+        self.settings.bounds.entries = i64::try_from(entries).unwrap_or(i64::MAX);
         self
     }
 
@@ -374,6 +403,12 @@ impl<T> PgCacheBuilder<T> {
         }
         if self.settings.max_log_rows == 0 {
             wrong.push("max_log_rows(0); use at least 1".to_owned());
+        }
+        if self.settings.bounds.bytes == 0 {
+            wrong.push("max_bytes(0); use at least a few MiB".to_owned());
+        }
+        if self.settings.bounds.entries == 0 {
+            wrong.push("max_entries(0); use at least 1".to_owned());
         }
         if self.lookup_connections == Some(0) {
             wrong.push("lookup_connections(0); use at least 1".to_owned());

@@ -246,8 +246,11 @@ impl PgCache {
         self.engine.clear().await
     }
 
-    /// Removes expired entries and prunes the invalidation log, in small steps. An instance does this in the
-    /// background every `cleanup_interval`.
+    /// Removes entries that have expired or have been invalid for a while, and those of least use where there is more than
+    /// [`max_bytes`](PgCacheBuilder::max_bytes) or [`max_entries`](PgCacheBuilder::max_entries); prunes the invalidation log;
+    /// vacuums if enough has gone. All in small steps. An instance does this in the background every `cleanup_interval`.
+    ///
+    /// In SQL, for `pg_cron`: `CALL pgcache.cleanup()`.
     ///
     /// # Errors
     ///

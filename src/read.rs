@@ -209,7 +209,7 @@ impl Caching {
         request: &HeaderMap,
         status: CacheStatus,
     ) -> Response<ResponseBody<B>> {
-        self.cache.engine.count_hit();
+        self.cache.engine.count_hit(read.key, entry.key);
         let conditionals = conditionals_of(request).filter(|_| !read.is_search);
         let response = read.whole(entry.into()).answer(conditionals.as_ref());
         self.explained(response, status)
@@ -230,7 +230,7 @@ impl Caching {
             body,
             age: Some(condition.age),
         };
-        self.cache.engine.count_hit();
+        self.cache.engine.count_hit(part.key, part.key);
         let response = read.whole(outcome).answer(None);
         Some(self.explained(response, CacheStatus::Hit { condition }))
     }

@@ -127,12 +127,14 @@ macro_rules! spoil {
 }
 
 /// A wrong setting of the engine alone.
-const ENGINE: [(&str, &str); 9] = [
+const ENGINE: [(&str, &str); 11] = [
     ("default_ttl(0)", "millisecond"),
     ("lookup_deadline(0)", "millisecond"),
     ("store_deadline(0)", "millisecond"),
     ("change_deadline(0)", "millisecond"),
     ("max_log_rows(0)", "at least 1"),
+    ("max_bytes(0)", "at least a few MiB"),
+    ("max_entries(0)", "at least 1"),
     ("connections(", "1..=10"),
     ("lookup_connections(0)", "at least 1"),
     ("schema(", "use 1 to 63"),
@@ -146,9 +148,11 @@ fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
         2 => builder.store_deadline(ZERO),
         3 => builder.change_deadline(ZERO),
         4 => builder.max_log_rows(0),
-        5 => builder.connections(0..=0),
-        6 => builder.lookup_connections(0),
-        7 => builder.schema("Robert'); DROP TABLE students;--"),
+        5 => builder.max_bytes(0),
+        6 => builder.max_entries(0),
+        7 => builder.connections(0..=0),
+        8 => builder.lookup_connections(0),
+        9 => builder.schema("Robert'); DROP TABLE students;--"),
         _ => builder.schema(""),
     }
 }
@@ -196,7 +200,7 @@ fn configuration(random: &mut Random) -> Bad {
         .collect();
     engine.sort_unstable();
     engine.dedup();
-    engine.retain(|at| *at != 7);
+    engine.retain(|at| *at != 9);
     Bad {
         layer: if is_table { Vec::new() } else { own(random, 5) },
         rows: (0..3)

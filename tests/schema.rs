@@ -298,7 +298,7 @@ async fn a_crash_empties_the_cache_and_it_works_again_by_itself() {
     let sql = database.connect().await;
     assert_eq!(
         persistence(&sql).await,
-        "cascade_closure p, cascade_rule p, change_count u, changed u, entry u, epoch u, housekeeping u, incarnation u, invalidation u, lease u, migration p, watched p"
+        "cascade_closure p, cascade_rule p, change_count u, changed u, entry u, epoch u, housekeeping u, incarnation u, invalidation u, lease u, migration p, room u, walk u, watched p"
     );
     let before = epoch(&sql).await;
     let held = hold(&cache).await;
@@ -333,7 +333,7 @@ async fn a_durable_cache_survives_a_crash_and_fills_that_ran_do_not() {
     let sql = database.connect().await;
     assert_eq!(
         persistence(&sql).await,
-        "cascade_closure p, cascade_rule p, change_count p, changed p, entry p, epoch p, housekeeping u, incarnation u, invalidation p, lease u, migration p, watched p"
+        "cascade_closure p, cascade_rule p, change_count p, changed p, entry p, epoch p, housekeeping u, incarnation u, invalidation p, lease u, migration p, room p, walk p, watched p"
     );
     let before = epoch(&sql).await;
     let held = hold(&cache).await;

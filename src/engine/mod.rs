@@ -24,8 +24,10 @@ mod listen;
 mod memory;
 mod readiness;
 mod refresh;
+mod room;
 mod share;
 mod stats;
+mod uses;
 mod writer;
 
 use std::future::Future;
@@ -51,7 +53,7 @@ use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Creation, Marker, Parameters, Record, Store};
+use crate::store::{Bounds, Creation, Marker, Parameters, Record, Store};
 use breaker::Breaker;
 use changes::Changes;
 use feed::Feed;
@@ -63,7 +65,9 @@ use listen::Listener;
 use memory::{Memory, Standing};
 use readiness::Readiness;
 use refresh::Refreshes;
+use room::Room;
 use stats::Counters;
+use uses::Uses;
 use writer::Writer;
 
 /// For how many URIs an instance remembers what their answers vary with.
@@ -86,6 +90,8 @@ pub(crate) struct Settings {
     /// The role that owns the schema, if not the one that is connected.
     pub(crate) owner: Option<String>,
     pub(crate) max_log_rows: i64,
+    /// How much may be stored.
+    pub(crate) bounds: Bounds,
     pub(crate) queue_entries: usize,
     pub(crate) queue_bytes: usize,
     pub(crate) fill_bytes: usize,
@@ -106,6 +112,8 @@ pub(crate) struct Engine {
     writer: Writer,
     changes: Changes,
     housekeeper: housekeeping::Housekeeper,
+    room: Room,
+    uses: Uses,
     /// What is still to be written, or may become so.
     pending: Gauge,
     reads: Breaker,
@@ -134,6 +142,8 @@ impl Engine {
             writer: Writer::default(),
             changes: Changes::default(),
             housekeeper: housekeeping::Housekeeper::default(),
+            room: Room::default(),
+            uses: Uses::default(),
             pending: Gauge::default(),
             reads: Breaker::new("reading from the cache"),
             writes: Health::new("writing to the cache"),
@@ -259,12 +269,9 @@ impl Engine {
 
     pub(crate) async fn cleanup(self: &Arc<Self>) -> Result<Cleaned, Error> {
         if !self.usable().await? {
-            return Ok(Cleaned {
-                entries: 0,
-                log_rows: 0,
-            });
+            return Ok(Cleaned::default());
         }
-        housekeeping::sweep(self).await
+        housekeeping::clean_up(self).await
     }
 
     pub(crate) fn set_enabled(&self, on: bool) {
@@ -336,8 +343,13 @@ impl Engine {
         self.stats.read()
     }
 
-    pub(crate) fn count_hit(&self) {
+    /// An entry has answered, which is found by way of `uri`, the key of its URI.
+    pub(crate) fn count_hit(&self, uri: Key, entry: Key) {
         self.stats.count(|s| &s.hits);
+        self.uses.count(entry);
+        if uri != entry {
+            self.uses.count(uri);
+        }
     }
 
     pub(crate) fn count_miss(&self) {

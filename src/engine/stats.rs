@@ -16,9 +16,11 @@ pub struct Stats {
     pub waiting: u64,
     /// Answers written to the store.
     pub stored: u64,
-    /// Answers that should have been stored and were not: queue full, database unreachable, fill overtaken by a
-    /// crash or by pruning.
+    /// Answers that should have been stored and were not: queue full, database unreachable or as full as it
+    /// may be, fill overtaken by a crash or by pruning.
     pub dropped: u64,
+    /// Entries that this instance removed from the store because there was more than there may be.
+    pub evicted: u64,
     /// Invalidations written, one per transaction.
     pub invalidations: u64,
     /// Accesses to the store that failed or were too slow.
@@ -37,6 +39,7 @@ pub(crate) struct Counters {
     pub(crate) waiting: AtomicU64,
     pub(crate) stored: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) evicted: AtomicU64,
     pub(crate) invalidations: AtomicU64,
     pub(crate) errors: AtomicU64,
 }
@@ -64,6 +67,7 @@ impl Counters {
             waiting,
             stored,
             dropped,
+            evicted,
             invalidations,
             errors,
         } = self;
@@ -75,6 +79,7 @@ impl Counters {
             waiting: read(waiting),
             stored: read(stored),
             dropped: read(dropped),
+            evicted: read(evicted),
             invalidations: read(invalidations),
             errors: read(errors),
             unused_layers: Vec::new(),

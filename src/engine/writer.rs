@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Engine;
 use super::gauge::Token;
 use super::lease::Lease;
+use crate::error::Error;
 use crate::key::Key;
 use crate::store::Record;
 
@@ -71,7 +72,8 @@ impl Writer {
         let mut queue = self.lock();
         let supersedes = queue.remove(job.record.key).is_some();
         let is_full = queue.waiting.len() >= engine.settings.queue_entries
-            || queue.bytes + job.bytes() > engine.settings.queue_bytes;
+            || queue.bytes + job.bytes() > engine.settings.queue_bytes
+            || job.bytes() > most_bytes(engine) * 10;
         if is_full {
             drop(queue);
             engine.stats.count(|s| &s.dropped);
@@ -87,10 +89,11 @@ impl Writer {
     }
 
     /// The next batch; none, and the task is no longer working.
-    fn take(&self) -> Vec<Job> {
+    fn take(&self, most: usize, most_bytes: usize) -> Vec<Job> {
         let mut queue = self.lock();
         let mut batch = Vec::new();
-        while batch.len() < BATCH {
+        let bytes = queue.bytes;
+        while batch.len() < most && bytes - queue.bytes < most_bytes {
             let Some(key) = queue.order.pop_front() else {
                 break;
             };
@@ -124,7 +127,7 @@ async fn work(mut working: Working) {
             record,
             lease,
             _pending,
-        } in engine.writer.take()
+        } in engine.writer.take(most(engine), most_bytes(engine))
         {
             records.push(record);
             held.push((lease, _pending));
@@ -142,22 +145,40 @@ async fn work(mut working: Working) {
     }
 }
 
+/// How many answers one transaction stores, and how many bytes, before somebody looks whether there is room for more: one
+/// percent of what there may be.
+fn most(engine: &Engine) -> usize {
+    usize::try_from(engine.settings.bounds.entries / 100)
+        .unwrap_or(usize::MAX)
+        .clamp(1, BATCH)
+}
+
+/// A tenth of the largest answer.
+fn most_bytes(engine: &Engine) -> usize {
+    usize::try_from(engine.settings.bounds.bytes / 100)
+        .unwrap_or(usize::MAX)
+        .clamp(1, usize::MAX / 10)
+}
+
 /// Returns whether the transaction was committed.
 async fn write(engine: &Arc<Engine>, records: Vec<Record>) -> bool {
     let count = records.len() as u64;
+    if !engine.has_room().await {
+        engine.stats.add(count, |s| &s.dropped);
+        return false;
+    }
     let written = match engine
         .store
         .put(records, engine.settings.store_deadline)
         .await
     {
-        Ok(accepted) => {
+        Ok((accepted, volume)) => {
             engine.writes.is_well();
+            engine.room.add(volume);
             Some(accepted)
         }
         Err(error) => {
-            engine.stats.count(|s| &s.errors);
-            engine.writes.is_ill(&error);
-            engine.readiness.doubt(&error);
+            engine.note_write_failure(&error);
             None
         }
     };
@@ -165,4 +186,12 @@ async fn write(engine: &Arc<Engine>, records: Vec<Record>) -> bool {
     engine.stats.add(accepted, |s| &s.stored);
     engine.stats.add(count - accepted, |s| &s.dropped);
     written.is_some()
+}
+
+impl Engine {
+    pub(super) fn note_write_failure(&self, error: &Error) {
+        self.stats.count(|s| &s.errors);
+        self.writes.is_ill(error);
+        self.readiness.doubt(error);
+    }
 }

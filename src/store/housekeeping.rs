@@ -3,22 +3,46 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::{Store, write_transaction};
+use super::{Store, Volume, write_transaction};
 use crate::error::Error;
-
-/// How many pages of the table one statement looks at: 8 MiB, some ten thousand entries at most.
-const PAGES_PER_STEP: i64 = 1024;
+use crate::key::Key;
 
 /// How long the unfolded tail of the log gets before somebody folds it.
 const TAIL_TO_FOLD: i64 = 64;
 
-/// What a round of housekeeping removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Swept {
-    pub(crate) entries: u64,
-    pub(crate) log_rows: u64,
+/// How long VACUUM may take. It holds nobody up, and its connection is the only thing that it costs.
+const LONGEST_VACUUM: Duration = Duration::from_secs(600);
+
+/// How much may be stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) entries: i64,
+    pub(crate) bytes: i64,
+}
+
+/// What there is, as far as is known, and what is to be done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stock {
+    pub(crate) entries: i64,
+    pub(crate) bytes: i64,
+    /// Nothing more is to be stored for now.
+    pub(crate) holds: bool,
+    pub(crate) evict: bool,
+    pub(crate) vacuum: bool,
+}
+
+/// What one step of the janitor came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    /// The first of a round.
+    pub(crate) began: bool,
+    /// The last of a round.
+    pub(crate) walked: bool,
+    pub(crate) too_full: bool,
+    pub(crate) removed: u64,
+    pub(crate) evicted: u64,
 }
 
 impl Store {
@@ -32,7 +56,7 @@ impl Store {
         let seconds = every.as_secs_f64();
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&task, Type::TEXT), (&seconds, Type::FLOAT8)];
             let claimed = transaction
                 .execute_typed(&store.sql.claim_housekeeping, &parameters)
@@ -55,27 +79,11 @@ impl Store {
         .await
     }
 
-    /// Prunes the log and walks through the table of entries; each step has the deadline and a transaction to
-    /// itself.
-    pub(crate) async fn sweep(
+    pub(crate) async fn prune(
         self: &Arc<Self>,
-        max_log_rows: i64,
+        max_rows: i64,
         within: Duration,
-    ) -> Result<Swept, Error> {
-        let log_rows = self.prune(max_log_rows, within).await?;
-        let pages = self.entry_pages(within).await?;
-        let mut entries = 0;
-        let mut from = 0;
-        while from < pages {
-            entries += self
-                .delete_expired(from, from + PAGES_PER_STEP, within)
-                .await?;
-            from += PAGES_PER_STEP;
-        }
-        Ok(Swept { entries, log_rows })
-    }
-
-    async fn prune(self: &Arc<Self>, max_rows: i64, within: Duration) -> Result<u64, Error> {
+    ) -> Result<u64, Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
             let removed: i64 = transaction
@@ -88,32 +96,132 @@ impl Store {
         .await
     }
 
-    async fn entry_pages(self: &Arc<Self>, within: Duration) -> Result<i64, Error> {
-        self.run(within, |store, mut connection| async move {
-            Ok(connection
-                .client()
-                .query_typed_one(&store.sql.entry_pages, &[])
-                .await?
-                .try_get(0)?)
+    /// `None`: another instance is at a step.
+    pub(crate) async fn clean_step(
+        self: &Arc<Self>,
+        most: Bounds,
+        within: Duration,
+    ) -> Result<Option<Step>, Error> {
+        self.run(within, move |store, mut connection| async move {
+            let transaction = write_transaction(connection.client()).await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&most.entries, Type::INT8), (&most.bytes, Type::INT8)];
+            let row = transaction
+                .query_typed_one(&store.sql.clean_step, &parameters)
+                .await?;
+            transaction.commit().await?;
+            let Some(walked) = row.try_get("walked")? else {
+                return Ok(None);
+            };
+            Ok(Some(Step {
+                began: row.try_get("began")?,
+                walked,
+                too_full: row.try_get("too_full")?,
+                removed: row.try_get::<_, i64>("removed")?.unsigned_abs(),
+                evicted: row.try_get::<_, i64>("evicted")?.unsigned_abs(),
+            }))
         })
         .await
     }
 
-    async fn delete_expired(
+    /// Some of them, at most.
+    pub(crate) async fn delete_old_leases(
         self: &Arc<Self>,
-        from: i64,
-        to: i64,
         within: Duration,
     ) -> Result<u64, Error> {
+        self.run(within, |store, mut connection| async move {
+            let transaction = write_transaction(connection.client()).await?;
+            let deleted: i64 = transaction
+                .query_typed_one(&store.sql.delete_old_leases, &[])
+                .await?
+                .try_get(0)?;
+            transaction.commit().await?;
+            Ok(deleted.unsigned_abs())
+        })
+        .await
+    }
+
+    /// Says what was stored since the last time.
+    pub(crate) async fn report(
+        self: &Arc<Self>,
+        stored: Volume,
+        most: Bounds,
+        within: Duration,
+    ) -> Result<Stock, Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-                [(&from, Type::INT8), (&to, Type::INT8)];
-            let deleted = transaction
-                .execute_typed(&store.sql.delete_expired, &parameters)
+            let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+                (&stored.entries, Type::INT8),
+                (&stored.bytes, Type::INT8),
+                (&stored.replaced_bytes, Type::INT8),
+                (&most.entries, Type::INT8),
+                (&most.bytes, Type::INT8),
+            ];
+            let row = transaction
+                .query_typed_one(&store.sql.report, &parameters)
                 .await?;
             transaction.commit().await?;
-            Ok(deleted)
+            Ok(Stock {
+                entries: row.try_get("entries")?,
+                bytes: row.try_get("bytes")?,
+                holds: row.try_get("holds")?,
+                evict: row.try_get("evict")?,
+                vacuum: row.try_get("vacuum")?,
+            })
+        })
+        .await
+    }
+
+    /// `uses`: in the order of the keys, each of which occurs once.
+    pub(crate) async fn add_uses(
+        self: &Arc<Self>,
+        uses: Vec<(Key, f64)>,
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.run(within, move |store, mut connection| async move {
+            let keys: Vec<&[u8]> = uses.iter().map(|(key, _)| key.as_bytes()).collect();
+            let counts: Vec<f64> = uses.iter().map(|(_, count)| *count).collect();
+            let transaction = write_transaction(connection.client()).await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&keys, Type::BYTEA_ARRAY), (&counts, Type::FLOAT8_ARRAY)];
+            transaction
+                .query_typed(&store.sql.add_uses, &parameters)
+                .await?;
+            Ok(transaction.commit().await?)
+        })
+        .await
+    }
+
+    /// Whether this instance is the one to vacuum now; `at_once`: though it has not helped lately.
+    pub(crate) async fn claim_vacuum(
+        self: &Arc<Self>,
+        most: Bounds,
+        at_once: bool,
+        within: Duration,
+    ) -> Result<Option<bool>, Error> {
+        self.run(within, move |store, mut connection| async move {
+            let transaction = write_transaction(connection.client()).await?;
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&most.bytes, Type::INT8), (&at_once, Type::BOOL)];
+            let claimed = transaction
+                .query_typed_one(&store.sql.claim_vacuum, &parameters)
+                .await?
+                .try_get(0)?;
+            transaction.commit().await?;
+            Ok(claimed)
+        })
+        .await
+    }
+
+    /// Makes the room of what was deleted and replaced usable again.
+    pub(crate) async fn vacuum(self: &Arc<Self>, and_shrink: bool) -> Result<(), Error> {
+        self.run(LONGEST_VACUUM, move |store, mut connection| async move {
+            let statement = if and_shrink {
+                &store.sql.vacuum_and_shrink
+            } else {
+                &store.sql.vacuum
+            };
+            Ok(connection.client().batch_execute(statement).await?)
         })
         .await
     }

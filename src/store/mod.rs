@@ -31,11 +31,12 @@ pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use feed::{FeedRead, Position};
 pub(crate) use gather::gather;
+pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
-pub(crate) use write::{Marker, Record};
+pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use lanes::Lanes;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderName;
-use tokio_postgres::GenericClient;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{GenericClient, Row};
 
 use super::lease::give_back_with_answers;
 use super::lookup::{Checksum, checksum};
@@ -58,13 +58,33 @@ pub(crate) struct Marker {
     pub(crate) fields: Vec<HeaderName>,
 }
 
+/// By how much the store grows, and how much was replaced in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Volume {
+    pub(crate) entries: i64,
+    pub(crate) bytes: i64,
+    pub(crate) replaced_bytes: i64,
+}
+
+impl Volume {
+    /// What a statement that stores returned.
+    fn add(&mut self, row: &Row) -> Result<(), Error> {
+        let weight: i64 = row.try_get("weight")?;
+        let replaced: Option<i64> = row.try_get("replaced")?;
+        self.entries += i64::from(replaced.is_none());
+        self.bytes += weight - replaced.unwrap_or_default();
+        self.replaced_bytes += replaced.unwrap_or_default();
+        Ok(())
+    }
+}
+
 /// One row to be written.
-enum Row<'a> {
+enum Storing<'a> {
     Entry(&'a Record),
     Marker(&'a Marker, &'a Record),
 }
 
-impl Row<'_> {
+impl Storing<'_> {
     fn key(&self) -> Key {
         match self {
             Self::Entry(record) => record.key,
@@ -80,29 +100,40 @@ impl Store {
         self: &Arc<Self>,
         records: Vec<Record>,
         within: Duration,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, Volume), Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            let entries = records.iter().map(Row::Entry);
+            let entries = records.iter().map(Storing::Entry);
             let markers = records
                 .iter()
-                .filter_map(|r| Some(Row::Marker(r.marker.as_ref()?, r)));
-            let mut rows: Vec<Row<'_>> = entries.chain(markers).collect();
-            rows.sort_by_key(Row::key);
+                .filter_map(|r| Some(Storing::Marker(r.marker.as_ref()?, r)));
+            let mut rows: Vec<Storing<'_>> = entries.chain(markers).collect();
+            rows.sort_by_key(Storing::key);
             // leases come first in every transaction that has both
             let mut leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
             leases.sort_unstable();
             give_back_with_answers(&transaction, &store.sql, &leases).await?;
             let mut accepted = 0;
+            let mut volume = Volume::default();
             let mut given_way: Vec<Vec<u8>> = Vec::new();
             for row in rows {
                 match row {
-                    Row::Entry(record) => {
-                        accepted += put_entry(&transaction, &store.sql, record).await?;
+                    Storing::Entry(record) => {
+                        if let Some(row) = put_entry(&transaction, &store.sql, record).await? {
+                            accepted += 1;
+                            volume.add(&row)?;
+                        }
                     }
-                    Row::Marker(marker, record) => {
-                        given_way
-                            .extend(put_marker(&transaction, &store.sql, marker, record).await?);
+                    Storing::Marker(marker, record) => {
+                        if let Some(row) =
+                            put_marker(&transaction, &store.sql, marker, record).await?
+                        {
+                            volume.add(&row)?;
+                            given_way.extend(
+                                row.try_get::<_, Option<Vec<Vec<u8>>>>(0)?
+                                    .unwrap_or_default(),
+                            );
+                        }
                     }
                 }
             }
@@ -112,7 +143,7 @@ impl Store {
                     .await?;
             }
             transaction.commit().await?;
-            Ok(accepted)
+            Ok((accepted, volume))
         })
         .await
     }
@@ -155,7 +186,12 @@ impl Store {
     }
 }
 
-async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> Result<u64, Error> {
+/// Nothing, if it was not accepted.
+async fn put_entry(
+    client: &impl GenericClient,
+    sql: &Sql,
+    record: &Record,
+) -> Result<Option<Row>, Error> {
     let Record {
         key,
         origin,
@@ -214,16 +250,16 @@ async fn put_entry(client: &impl GenericClient, sql: &Sql, record: &Record) -> R
         (route, Type::TEXT),
         (&cost, Type::FLOAT8),
     ];
-    Ok(client.execute_typed(statement, &parameters).await?)
+    Ok(client.query_typed_opt(statement, &parameters).await?)
 }
 
-/// Returns the keys of variants that give way to this one.
+/// Returns the keys of variants that give way to this one; nothing, if it was not accepted.
 async fn put_marker(
     client: &impl GenericClient,
     sql: &Sql,
     marker: &Marker,
     record: &Record,
-) -> Result<Vec<Vec<u8>>, Error> {
+) -> Result<Option<Row>, Error> {
     let (key, variant) = (marker.key.as_bytes(), record.key.as_bytes());
     let fields: Vec<&str> = marker.fields.iter().map(HeaderName::as_str).collect();
     let (epoch, incarnation) = (&*record.origin.epoch, &*record.origin.incarnation);
@@ -240,13 +276,9 @@ async fn put_marker(
         (&record.authority, Type::TEXT),
         (&record.path, Type::TEXT),
     ];
-    let row = client
+    Ok(client
         .query_typed_opt(&sql.store_marker, &parameters)
-        .await?;
-    Ok(row
-        .map(|row| row.try_get(0))
-        .transpose()?
-        .unwrap_or_default())
+        .await?)
 }
 
 fn seconds(duration: Duration) -> f64 {

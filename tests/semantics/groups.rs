@@ -70,6 +70,7 @@ async fn groups_are_those_of_a_tenant() {
         .lookup_deadline(MINUTE)
         .build()
         .unwrap();
+    // or the first request would have to make the schema within the lookup deadline
     cache.ready().await.unwrap();
     let origin = Origin::saying(grouped);
     let app = origin

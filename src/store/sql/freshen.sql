@@ -7,7 +7,8 @@ UPDATE pgcache.entry AS e
        expires_at = to_timestamp($6) + make_interval(secs => $8),
        keep_until = to_timestamp($6) + make_interval(secs => $9),
        revalidatable = $10, authority = $11, path = $12, route = $18, cost = $19, tenant = $13,
-       scopes = ARRAY(SELECT DISTINCT s.scope FROM unnest(e.scopes || $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16
+       scopes = ARRAY(SELECT DISTINCT s.scope FROM unnest(e.scopes || $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16,
+       value = pgcache.value_used(e.value, 1, pgcache.value_now())
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
  WHERE e.key = $1
@@ -20,3 +21,6 @@ UPDATE pgcache.entry AS e
    AND pg_snapshot_xmax(s.snapshot) >= pg_snapshot_xmax(c.horizon)
    AND NOT EXISTS (SELECT FROM pg_snapshot_xip(s.snapshot) AS x (xid)
                     WHERE pg_visible_in_snapshot(x.xid, c.horizon))
+-- the body is not written again, if it stands out of line
+RETURNING pgcache.weight(e.head, '', e.path, e.probes, e.scopes, e.variants) AS weight,
+          pgcache.weight(e.head, '', e.path, e.probes, e.scopes, e.variants) AS replaced

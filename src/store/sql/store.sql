@@ -1,6 +1,6 @@
 -- Stores an entry if the epoch and incarnation of its fill are still the current ones and its snapshot is
 -- this database's and not older than the horizon. An entry with a later snapshot is not replaced, unless that
--- lies in the future: such a one is damaged.
+-- lies in the future: such a one is damaged. Returns what it takes, and what the one that it replaces took.
 -- Index: entry_pkey. The columns that change on a rewrite are not indexed (HOT).
 INSERT INTO pgcache.entry AS e
        (key, epoch, snapshot, probes, born_at, expires_at, keep_until, revalidatable,
@@ -24,7 +24,13 @@ SELECT $1, c.epoch, s.snapshot, $5,
            born_at = EXCLUDED.born_at, expires_at = EXCLUDED.expires_at, keep_until = EXCLUDED.keep_until,
            revalidatable = EXCLUDED.revalidatable, vary = NULL, variants = NULL,
            authority = EXCLUDED.authority, path = EXCLUDED.path, route = EXCLUDED.route, cost = EXCLUDED.cost, tenant = EXCLUDED.tenant,
-           scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body
+           scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body,
+           -- somebody asked for it, or it would not be filled
+           value = pgcache.value_used(e.value, 1, EXCLUDED.value)
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
         OR pg_snapshot_xmax(e.snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+RETURNING pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
+          -- what the statement's snapshot sees under this key is what was there before
+          (SELECT pgcache.weight(o.head, o.body, o.path, o.probes, o.scopes, o.variants)
+             FROM pgcache.entry o WHERE o.key = $1) AS replaced

@@ -22,8 +22,12 @@ SELECT $1, c.epoch, s.snapshot, '{}', clock_timestamp(), kept.until, kept.until,
            variants = CASE WHEN e.epoch = EXCLUDED.epoch AND e.vary = EXCLUDED.vary
                            THEN (EXCLUDED.variants || array_remove(e.variants, EXCLUDED.variants[1]))[1:33]
                            ELSE EXCLUDED.variants END,
-           tenant = NULL, scopes = '{}', checksum = '', head = '', body = ''
+           tenant = NULL, scopes = '{}', checksum = '', head = '', body = '',
+           value = pgcache.value_used(e.value, 1, EXCLUDED.value)
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
         OR pg_snapshot_xmax(e.snapshot) > pg_snapshot_xmax(pg_current_snapshot())
-RETURNING e.variants[33:]
+RETURNING e.variants[33:],
+          pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
+          (SELECT pgcache.weight(o.head, o.body, o.path, o.probes, o.scopes, o.variants)
+             FROM pgcache.entry o WHERE o.key = $1) AS replaced

@@ -37,6 +37,9 @@ BEGIN
         END IF;
     END IF;
     DELETE FROM pgcache.entry;
+    DELETE FROM pgcache.lease;
+    DELETE FROM pgcache.room;
+    DELETE FROM pgcache.walk;
     DELETE FROM pgcache.changed;
     DELETE FROM pgcache.change_count;
     DELETE FROM pgcache.invalidation;

@@ -1,1 +1,0 @@
-SELECT pg_relation_size('pgcache.entry') / current_setting('block_size')::bigint

@@ -1,0 +1,141 @@
+//! What the tables take on the disk.
+
+use std::time::{Duration, Instant};
+
+use test_support::{Database, Options, Server};
+use tokio_postgres::Client;
+
+use crate::{HOUR, Instance, bytes, number};
+
+const MOST: i64 = 2 << 20;
+const SIZES: [usize; 5] = [50, 1_900, 2_100, 9_000, 20_000];
+
+async fn size(sql: &Client) -> i64 {
+    number(sql, "SELECT pg_total_relation_size('pgcache.entry')").await
+}
+
+/// With the janitor in the background.
+async fn instance(database: &Database) -> Instance {
+    Instance::new(database, |b| {
+        b.max_bytes(MOST as u64).cleanup_interval(HOUR)
+    })
+    .await
+}
+
+/// Fetches what was not there before, until `enough` says so.
+async fn flood(instance: &Instance, sql: &Client, first: u64, enough: impl Fn(i64, u64) -> bool) {
+    let mut offered = 0;
+    let mut id = first;
+    let mut largest = 0;
+    while !enough(offered, instance.cache.stats().stored) {
+        for _ in 0..32 {
+            let size = SIZES[id as usize % SIZES.len()];
+            instance.get(id, size).await;
+            offered += size as i64;
+            id += 1;
+        }
+        instance.cache.settled().await;
+        largest = largest.max(size(sql).await);
+        assert!(largest <= 2 * MOST, "{largest} bytes on the disk");
+    }
+    assert!(bytes(sql).await <= MOST * 105 / 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_times_as_much_leaves_twice_the_bound_at_most() {
+    let database = test_support::database().await;
+    let sql = database.connect().await;
+    let instance = instance(&database).await;
+    let average = SIZES.iter().sum::<usize>() / SIZES.len();
+    let wanted = 100 * MOST as u64 / average as u64;
+    flood(&instance, &sql, 0, |_, stored| stored >= wanted).await;
+    let stats = instance.cache.stats();
+    assert!(stats.dropped < stats.stored / 10, "{stats:?}");
+    assert!(bytes(&sql).await > MOST / 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_snapshot_costs_hits_and_no_more_room() {
+    let database = test_support::database().await;
+    let (sql, holder) = (database.connect().await, database.connect().await);
+    let instance = instance(&database).await;
+    instance.get_all(0..10, 1_000).await;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgcache.entry")
+        .await
+        .unwrap();
+    flood(&instance, &sql, 1_000, |offered, _| offered > 100 * MOST).await;
+    assert!(instance.cache.stats().dropped > 1_000, "held back");
+
+    holder.batch_execute("COMMIT").await.unwrap();
+    let stored = instance.cache.stats().stored;
+    let begun = Instant::now();
+    let mut id = 1_000_000;
+    while instance.cache.stats().stored < stored + 500 {
+        instance.cache.cleanup().await.unwrap();
+        instance.get_all(id..id + 100, 1_000).await;
+        id += 100;
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "is still held back"
+        );
+    }
+    assert!(size(&sql).await <= 2 * MOST);
+}
+
+#[tokio::test]
+async fn rewriting_leaves_twice_of_what_there_is_at_most() {
+    let database = test_support::database().await;
+    let sql = database.connect().await;
+    let instance = Instance::new(&database, |b| b).await;
+    for _ in 0..30 {
+        for id in 0..1_000 {
+            instance.get(id, 1_500).await;
+        }
+        instance.cache.settled().await;
+        instance.cache.cleanup().await.unwrap();
+        instance.cache.invalidate([crate::ITEM]).await.unwrap();
+    }
+    let (live, size) = (bytes(&sql).await, size(&sql).await);
+    assert!(size <= 2 * live, "{size} bytes on the disk for {live}");
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_vacuum_says_nothing_and_stays_within_the_bound() {
+    let server =
+        tokio::task::spawn_blocking(|| Server::with(Options::new().config("autovacuum", "off")))
+            .await
+            .unwrap()
+            .unwrap();
+    let database = server.database().await;
+    let owner = database.connect().await;
+    tower_pgcache::PgCache::new(database.pool(1))
+        .ready()
+        .await
+        .unwrap();
+    owner
+        .batch_execute(
+            "CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA pgcache TO app;
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgcache TO app;
+             GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgcache TO app",
+        )
+        .await
+        .unwrap();
+    let mut config = database.config();
+    config.user("app");
+    let pool = bb8::Pool::builder().max_size(4).build_unchecked(
+        bb8_postgres::PostgresConnectionManager::new(config, tokio_postgres::NoTls),
+    );
+    let cache = tower_pgcache::PgCache::builder(pool)
+        .max_bytes(MOST as u64)
+        .memory(0)
+        .lookup_deadline(HOUR)
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let instance = Instance::with_cache(cache);
+    flood(&instance, &owner, 0, |offered, _| offered > 20 * MOST).await;
+    instance.cache.cleanup().await.unwrap();
+    assert!(instance.cache.stats().evicted > 0);
+    assert!(!server.log().contains("vacuum"), "{}", server.log());
+}
