@@ -91,32 +91,36 @@ impl Caching {
                 None => Box::pin(self.look_up(&read, request.headers())).await,
                 Some(reason) => Asked::Unusable(reason),
             };
-            if let Asked::Known(fill) = &asked {
-                if let Some(answer) = self.stored(fill, &read, &asks, request.headers()) {
+            let stored = match &asked {
+                Asked::Known(fill) => fill.stored(),
+                Asked::Unusable(_) => None,
+            };
+            // decided once: from the first look on it is known that a commit has invalidated it
+            let stored = stored.map(|entry| {
+                let reuse = self.reuse(&entry, &read, &asks);
+                (entry, reuse)
+            });
+            if let Some((entry, Reuse::Serve)) = &stored {
+                if let Some(answer) = self.as_it_is(entry, &read, request.headers()) {
                     return Ok(answer);
                 }
             }
             let call = Call::new(self, inner, &request);
-            Box::pin(call.read_on(read, asks, request, asked)).await
+            Box::pin(call.read_on(read, asks, request, asked, stored)).await
         }
     }
 
-    /// What is stored, if it can be served as it is.
-    fn stored<B>(
+    /// `None` if the request wants more than the part that is stored.
+    fn as_it_is<B>(
         &self,
-        fill: &Fill,
+        entry: &Entry,
         read: &Read,
-        asks: &RequestDirectives,
         request: &HeaderMap,
     ) -> Option<Response<ResponseBody<B>>> {
-        let entry = fill.stored()?;
-        if self.reuse(&entry, read, asks) != Reuse::Serve {
-            return None;
-        }
         if entry.is_part() {
-            self.hit_within(&entry, read, request)
+            self.hit_within(entry, read, request)
         } else {
-            Some(self.hit(&entry, read, request))
+            Some(self.hit(entry, read, request))
         }
     }
 
@@ -252,6 +256,7 @@ impl<S> Call<S> {
         asks: RequestDirectives,
         request: Request<RequestBody>,
         asked: Asked,
+        stored: Option<(Arc<Entry>, Reuse)>,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
@@ -274,20 +279,18 @@ impl<S> Call<S> {
                     .await;
             }
         };
-        let stored = fill.stored();
-        let part = stored.clone().filter(|entry| {
-            entry.is_part() && self.cache.reuse(entry, &read, &asks) == Reuse::Serve
-        });
-        let stored = stored.filter(|entry| !entry.is_part());
-        let reuse = |entry: &Arc<Entry>| self.cache.reuse(entry, &read, &asks);
-        if let Some(entry) = stored
-            .as_ref()
-            .filter(|entry| reuse(entry) == Reuse::ServeAndRefresh)
-        {
-            let answer = self.cache.hit(entry, &read, request.headers());
-            self.refresh_in_the_background(read, subject, request, fill, stored);
-            return Ok(answer);
-        }
+        let (part, stored) = match stored {
+            Some((entry, reuse)) if entry.is_part() => {
+                (Some(entry).filter(|_| reuse == Reuse::Serve), None)
+            }
+            Some((entry, Reuse::ServeAndRefresh)) => {
+                let answer = self.cache.hit(&entry, &read, request.headers());
+                self.refresh_in_the_background(read, subject, request, fill, Some(entry));
+                return Ok(answer);
+            }
+            Some((entry, _)) => (None, Some(entry)),
+            None => (None, None),
+        };
         if asks.only_if_cached {
             return Ok(self.cache.not_cached());
         }
