@@ -15,17 +15,17 @@
 //!    half of the lookup deadline, so that he who waits for the second has an answer within the whole.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::yield_now;
 
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::store::{FeedRead, Origin, Position};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn, yield_now};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
@@ -210,7 +210,7 @@ impl Engine {
         if !std::mem::replace(&mut reading.running, true) {
             // a runtime that is shutting down drops the task here, and that takes the lock
             drop(reading);
-            tokio::spawn(read_on(Reader(Some(self.clone()))));
+            spawn(read_on(Reader(Some(self.clone()))));
         }
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use super::memory::Standing;
 use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::Snapshot;
+use crate::sync::{Mutex, MutexGuard};
 
 /// For how long nobody waits for a key whose answer was not stored, and how many such keys are known.
 const UNSTORABLE_FOR: Duration = Duration::from_secs(10);

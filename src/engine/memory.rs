@@ -8,7 +8,7 @@
 //! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quick_cache::Weighter;
@@ -19,6 +19,7 @@ use super::entry::{Answer, Entry};
 use super::feed::Feed;
 use crate::http::reuse::Condition;
 use crate::key::Key;
+use crate::sync::AtomicU64;
 
 /// What an answer takes besides its body, the names and values of its fields, and its probes.
 const FLAT_RATE: usize = 400;
