@@ -1,6 +1,6 @@
 //! What tasks and threads share, wait for and are measured by: of std and Tokio.
 //!
-//! Under `--cfg shuttle` it comes from shuttle and from [`simulated`], so that a scheduler decides who goes on at each
+//! Under `--cfg shuttle` it comes from shuttle and from `simulated`, so that a scheduler decides who goes on at each
 //! step: see `engine::interleaved`. What is taken from here is what a protocol rests on: the locks and atomics of the feed
 //! and of memory, the locks under which tasks are spawned, tasks, and time. Channels stay Tokio's (they wake whoever drives
 //! them), as do the locks within `quick_cache` and mere counters: each operation on them is one step.

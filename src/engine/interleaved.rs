@@ -11,6 +11,9 @@
 //! seed` the one that failed at random comes first, with the seed of the run (PCT) in its turn. `INTERLEAVED=n` tries n times
 //! as many. All atomic operations are sequentially consistent here: what a weaker order allows is not found.
 
+#![allow(clippy::expect_used)]
+
+use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -123,10 +126,10 @@ struct World {
 
 impl World {
     fn new(instances: usize, tally: &Arc<Tally>) -> Self {
-        Self::with(Model::new(2, 100), instances, settings(), tally)
+        Self::with(Model::new(2, 100), instances, &settings(), tally)
     }
 
-    fn with(model: Arc<Model>, count: usize, settings: Settings, tally: &Arc<Tally>) -> Self {
+    fn with(model: Arc<Model>, count: usize, settings: &Settings, tally: &Arc<Tally>) -> Self {
         let engine = || Engine::new(Database::of(&model), settings.clone());
         Self {
             instances: std::iter::repeat_with(engine).take(count).collect(),
@@ -212,7 +215,9 @@ impl World {
             self.model.step().await;
             versions.push(self.model.version(*item));
         }
-        self.model.step().await;
+        // others have the time to change what was read, to come, and to wait
+        self.model.pause().await;
+        self.model.pause().await;
         if handler == Handler::Panics {
             // without the hook, which would report the schedule
             resume_unwind(Box::new(()));
@@ -355,7 +360,10 @@ where
     let times = std::env::var("INTERLEAVED").map_or(1, |n| n.parse().expect("a number"));
     let executions = executions * times / 2;
     let scenario = Arc::new(scenario);
-    let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    let seed = std::env::var("SHUTTLE_RANDOM_SEED").map_or_else(
+        |_| RandomState::new().hash_one(0),
+        |seed| seed.parse().expect("a seed"),
+    );
     let random = RandomScheduler::new_from_seed(seed, executions);
     run("at random", seed, random, scenario.clone());
     let pct = PctScheduler::new_from_seed(seed, 4, executions);
@@ -390,7 +398,7 @@ fn run<F>(
 fn no_answer_is_older_than_what_was_committed_before_its_request() {
     let tally = Arc::new(Tally::default());
     let counted = tally.clone();
-    explore(3000, move || {
+    explore(2000, move || {
         let world = World::new(1, &counted);
         async move {
             // both are in memory
@@ -409,7 +417,7 @@ fn no_answer_is_older_than_what_was_committed_before_its_request() {
 fn a_hit_while_changes_are_applied_does_not_outlast_them() {
     let tally = Arc::new(Tally::default());
     let counted = tally.clone();
-    explore(4000, move || {
+    explore(2000, move || {
         let mut world = World::new(1, &counted);
         world.max_staleness = HOUR;
         async move {
@@ -439,7 +447,7 @@ fn a_hit_while_changes_are_applied_does_not_outlast_them() {
 fn with_a_bounded_staleness_an_answer_is_no_older_than_that() {
     let tally = Arc::new(Tally::default());
     let counted = tally.clone();
-    explore(3000, move || {
+    explore(2000, move || {
         let mut world = World::new(1, &counted);
         world.max_staleness = ms(20);
         async move {
@@ -481,9 +489,9 @@ fn instances_share_fills_and_hear_of_changes() {
 fn a_gap_a_crash_or_another_epoch_makes_nobody_trust_what_it_holds() {
     let tally = Arc::new(Tally::default());
     let counted = tally.clone();
-    explore(3000, move || {
+    explore(2000, move || {
         // two transactions at once are too many
-        let world = World::with(Model::new(2, 1), 2, settings(), &counted);
+        let world = World::with(Model::new(2, 1), 2, &settings(), &counted);
         async move {
             world.request(Page::One, Handler::Answers).await;
             world.request(Page::Both, Handler::Answers).await;
@@ -510,7 +518,7 @@ fn a_gap_a_crash_or_another_epoch_makes_nobody_trust_what_it_holds() {
 fn whoever_leaves_panics_or_gets_no_answer_holds_nobody_up() {
     let tally = Arc::new(Tally::default());
     let counted = tally.clone();
-    explore(3000, move || {
+    explore(2000, move || {
         let world = World::new(1, &counted);
         async move {
             let visitor = |world: World| async move {
@@ -539,6 +547,34 @@ fn whoever_leaves_panics_or_gets_no_answer_holds_nobody_up() {
         }
     });
     tally.assert_all(&[By::Memory, By::Other, By::Handler, By::HandlerAlone]);
+}
+
+#[test]
+fn whoever_waits_gets_the_answer_itself_if_it_was_good_at_its_own_arrival() {
+    let tally = Arc::new(Tally::default());
+    let counted = tally.clone();
+    explore(2000, move || {
+        // nothing is kept: an answer is had from its flight, or from the handler
+        let nowhere = Settings {
+            queue_entries: 0,
+            memory_bytes: 0,
+            ..settings()
+        };
+        let world = World::with(Model::new(2, 100), 1, &nowhere, &counted);
+        async move {
+            let visitors = (0..4).map(|_| {
+                let world = world.clone();
+                spawn(async move {
+                    world.model.pause().await;
+                    world.request(Page::One, Handler::Answers).await;
+                })
+            });
+            let writers = (0..2).map(|_| spawn(world.clone().write()));
+            all(visitors.chain(writers)).await;
+            world.end().await;
+        }
+    });
+    tally.assert_all(&[By::Other, By::Handler]);
 }
 
 #[test]

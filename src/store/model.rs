@@ -10,6 +10,8 @@
 //! 4. It also holds what the handlers read: the versions of some items. A version is *promised* once every request that
 //!    arrives has to see it.
 
+#![allow(clippy::expect_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
