@@ -18,7 +18,7 @@ use crate::error::ConfigError;
 use crate::layer::PgCacheLayer;
 use crate::policy::{Policy, policy_setters};
 use crate::route::{Route, RouteTable};
-use crate::store::{Bounds, Lazy, Nowhere, SchemaName, Source, Store, check_name};
+use crate::store::{Bounds, Database, Lazy, Nowhere, SchemaName, Source, check_name};
 use crate::tenant::{Principal, Tenant};
 
 /// Builds a [`PgCache`] or, with a table of routes, a [`PgCacheLayer`].
@@ -436,7 +436,7 @@ impl<T> PgCacheBuilder<T> {
         };
         PgCache {
             engine: Engine::new(
-                Store::new(source, schema, self.lookup_connections),
+                Database::new(source, schema, self.lookup_connections),
                 self.settings,
             ),
             config: Arc::new(Config {

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::HeaderName;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::clock::Moment;
@@ -22,6 +21,7 @@ use crate::http::fields::{decode_head, fields_to_serve};
 use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::{Found, Lookup, Origin, Stored};
+use crate::sync::Handle;
 
 /// What to ask for: the key of a URI, and how the key of a variant comes about.
 #[derive(Clone, Copy)]

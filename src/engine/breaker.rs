@@ -18,10 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::health::Health;
 use crate::error::{Error, ErrorKind};
+use crate::sync::Instant;
 
 /// How many failures in a row open the breaker: more than one unlucky request has, and little enough to pay for.
 const FAILURES: u32 = 5;

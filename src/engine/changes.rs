@@ -14,18 +14,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
 
 use super::gauge::Token;
 use super::{Engine, in_time};
 use crate::domain::Scope;
 use crate::error::Error;
 use crate::runtime::{CacheScope, Remarks};
+use crate::sync::{Handle, Instant, JoinHandle, Mutex, MutexGuard, sleep};
 
 const MAX_OVERDUE: usize = 4096;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(crate) struct Moment(Duration);
 
 impl Moment {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(all(test, shuttle))))]
     pub(crate) fn now() -> Self {
         use rustix::time::{ClockId, clock_gettime};
         let now = clock_gettime(ClockId::Boottime);
@@ -19,12 +19,17 @@ impl Moment {
     }
 
     /// Elsewhere the clock may stand still while the machine sleeps.
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(not(any(target_os = "linux", all(test, shuttle))))]
     pub(crate) fn now() -> Self {
         use std::sync::OnceLock;
         use std::time::Instant;
         static START: OnceLock<Instant> = OnceLock::new();
         Self(START.get_or_init(Instant::now).elapsed())
+    }
+
+    #[cfg(all(test, shuttle))]
+    pub(crate) fn now() -> Self {
+        Self(crate::sync::now())
     }
 
     pub(crate) fn elapsed(self) -> Duration {

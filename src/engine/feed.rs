@@ -15,8 +15,8 @@
 //!    half of the lookup deadline, so that he who waits for the second has an answer within the whole.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -25,6 +25,7 @@ use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::store::{FeedRead, Origin, Position, gather};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
@@ -206,7 +207,7 @@ impl Engine {
         if !std::mem::replace(&mut reading.running, true) {
             // a runtime that is shutting down drops the task here, and that takes the lock
             drop(reading);
-            tokio::spawn(read_on(Reader(Some(self.clone()))));
+            spawn(read_on(Reader(Some(self.clone()))));
         }
     }
 }

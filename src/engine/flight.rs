@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use super::memory::Standing;
 use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::Snapshot;
+use crate::sync::{Mutex, MutexGuard};
 
 /// For how long nobody waits for a key whose answer was not stored, and how many such keys are known.
 const UNSTORABLE_FOR: Duration = Duration::from_secs(10);
@@ -86,14 +87,10 @@ impl Default for Flights {
 
 impl Flights {
     pub(crate) fn board(&self, key: Key) -> Boarded {
-        if let Some(since) = self.0.unstorable.get(&key) {
-            if since.elapsed() < UNSTORABLE_FOR {
-                return Boarded::Alone;
-            }
-            self.0.unstorable.remove(&key);
-        }
         match self.0.lock().entry(key) {
             Slot::Occupied(flight) => Boarded::Follower(flight.get().clone()),
+            // after the lock: a flight says so before it ends
+            Slot::Vacant(_) if self.0.is_unstorable(&key) => Boarded::Alone,
             Slot::Vacant(free) => {
                 let (outcome, waiting) = watch::channel(Outcome::Flying);
                 free.insert(waiting);
@@ -109,6 +106,17 @@ impl Flights {
 }
 
 impl Inner {
+    fn is_unstorable(&self, key: &Key) -> bool {
+        let Some(since) = self.unstorable.get(key) else {
+            return false;
+        };
+        let lasts = since.elapsed() < UNSTORABLE_FOR;
+        if !lasts {
+            self.unstorable.remove(key);
+        }
+        lasts
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Outcome>>> {
         self.flying.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,11 +10,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
-
 use super::Engine;
 use crate::key::Key;
 use crate::store::{Claimed, Snapshot};
+use crate::sync::{Handle, spawn};
 
 /// What a claim came to.
 #[derive(Debug)]
@@ -82,7 +81,7 @@ impl Engine {
         // whatever becomes of the request that asked: what is granted is given back
         let engine = self.clone();
         let seen = seen.clone();
-        let claiming = tokio::spawn(async move {
+        let claiming = spawn(async move {
             match engine
                 .store
                 .claim_lease(key, holder, life, seen, within)

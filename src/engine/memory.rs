@@ -10,7 +10,7 @@
 //! 5. What is kept has no room to grow, and shares nothing with what is larger.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -23,6 +23,7 @@ use super::entry::{Answer, Entry};
 use super::feed::Feed;
 use crate::http::reuse::Condition;
 use crate::key::Key;
+use crate::sync::AtomicU64;
 
 /// What an answer takes besides its body, its fields and its probes.
 const FLAT_RATE: usize =

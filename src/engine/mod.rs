@@ -19,6 +19,8 @@ mod flight;
 mod gauge;
 mod health;
 mod housekeeping;
+#[cfg(all(test, shuttle))]
+mod interleaved;
 mod lease;
 mod listen;
 mod memory;
@@ -36,7 +38,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::HeaderName;
-use tokio::time::timeout;
 
 pub(crate) use asking::{Asked, Question, Recalled};
 pub use capabilities::Capabilities;
@@ -53,7 +54,8 @@ use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Bounds, Creation, Marker, Parameters, Record, Store};
+use crate::store::{Bounds, Creation, Database, Marker, Parameters, Record};
+use crate::sync::timeout;
 use breaker::Breaker;
 use changes::Changes;
 use feed::Feed;
@@ -105,7 +107,7 @@ pub(crate) struct Settings {
 }
 
 pub(crate) struct Engine {
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<Database>,
     pub(crate) settings: Settings,
     pub(crate) budget: Arc<Budget>,
     readiness: Readiness,
@@ -132,7 +134,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(store: Arc<Store>, settings: Settings) -> Arc<Self> {
+    pub(crate) fn new(store: Arc<Database>, settings: Settings) -> Arc<Self> {
         let memory = Memory::new(settings.memory_bytes);
         Arc::new(Self {
             budget: Arc::new(Budget::new(settings.fill_bytes)),

@@ -3,15 +3,15 @@
 //! Nothing is known at first. The first request starts finding out, in a task of its own, and waits for it as
 //! for any lookup. After a failure nobody asks again for a while.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::Engine;
 use crate::error::{Error, ErrorKind};
+use crate::sync::{Instant, Mutex, MutexGuard, spawn};
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -66,7 +66,7 @@ impl Readiness {
             _ => {
                 let (done, preparing) = watch::channel(());
                 *state = State::Preparing(preparing.clone());
-                tokio::spawn(prepare(engine.clone(), done));
+                spawn(prepare(engine.clone(), done));
                 Ok(Some(preparing))
             }
         }
@@ -97,7 +97,7 @@ impl Readiness {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

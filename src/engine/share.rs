@@ -12,8 +12,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
-
 use super::entry::Entry;
 use super::flight::{Boarded, Landed, Outcome, Pilot, outcome};
 use super::lease::Claim;
@@ -21,6 +19,7 @@ use super::{Asked, Engine, Fill, Question};
 use crate::http::cache_status::Bypass;
 use crate::key::Key;
 use crate::store::Snapshot;
+use crate::sync::{Instant, sleep, timeout_at};
 
 /// How long an instance waits before it looks whether another one has stored the answer: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);

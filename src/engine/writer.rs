@@ -5,7 +5,7 @@
 //! last one.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::Engine;
 use super::gauge::Token;
@@ -13,6 +13,7 @@ use super::lease::Lease;
 use crate::error::Error;
 use crate::key::Key;
 use crate::store::Record;
+use crate::sync::{Mutex, MutexGuard, spawn};
 
 /// How many answers one transaction stores at most.
 const BATCH: usize = 32;
@@ -84,7 +85,7 @@ impl Writer {
         // a runtime that is shutting down drops the task here, and that takes the lock
         drop(queue);
         if idle {
-            tokio::spawn(work(Working(Some(engine.clone()))));
+            spawn(work(Working(Some(engine.clone()))));
         }
     }
 

@@ -18,7 +18,7 @@ const MAX_KEYS: i32 = 40_000;
 pub(crate) struct Position {
     epoch: Arc<str>,
     incarnation: Arc<str>,
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
 }
 
 impl Position {

@@ -1,6 +1,6 @@
 //! Letting those come along who are on their way: a statement costs nearly the same for one and for twenty.
 
-use tokio::task::yield_now;
+use crate::sync::yield_now;
 
 /// How many times at most, so that an endless stream of newcomers does not keep the first one waiting.
 const TURNS: usize = 8;

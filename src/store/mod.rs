@@ -14,6 +14,8 @@ mod housekeeping;
 mod lanes;
 mod lease;
 mod lookup;
+#[cfg(all(test, shuttle))]
+pub(crate) mod model;
 mod schema;
 mod snapshot;
 mod write;
@@ -34,6 +36,8 @@ pub(crate) use gather::gather;
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
+#[cfg(all(test, shuttle))]
+pub(crate) use model::Database;
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Marker, Record, Volume};
@@ -41,6 +45,10 @@ pub(crate) use write::{Marker, Record, Volume};
 use crate::error::{Error, ErrorKind};
 use lanes::Lanes;
 use schema::Sql;
+
+/// What the engine asks; in tests of interleavings a model is put in its place.
+#[cfg(not(all(test, shuttle)))]
+pub(crate) use Store as Database;
 
 /// Where a fill began: what a lookup that missed saw of the database. The answer may be stored only while
 /// epoch and incarnation last.

@@ -13,7 +13,7 @@ const MAX_IN_PROGRESS: usize = 64;
 pub(crate) struct Snapshot {
     xmax: u64,
     /// In progress, ascending, all below `xmax`.
-    xip: Vec<u64>,
+    pub(super) xip: Vec<u64>,
 }
 
 impl Snapshot {
@@ -48,7 +48,7 @@ impl Snapshot {
     }
 
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
-    fn sees(&self, xid: u64) -> bool {
+    pub(super) fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && self.xip.binary_search(&xid).is_err()
     }
 }

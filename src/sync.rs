@@ -1,0 +1,21 @@
+//! What tasks and threads share, wait for and are measured by: of std and Tokio.
+//!
+//! Under `--cfg shuttle` it comes from shuttle and from `simulated`, so that a scheduler decides who goes on at each
+//! step: see `engine::interleaved`. What is taken from here is what a protocol rests on: the locks and atomics of the feed
+//! and of memory, the locks under which tasks are spawned, tasks, and time. Channels stay Tokio's (they wake whoever drives
+//! them), as do the locks within `quick_cache` and mere counters: each operation on them is one step.
+
+#[cfg(all(test, shuttle))]
+mod simulated;
+
+#[cfg(all(test, shuttle))]
+pub(crate) use simulated::*;
+
+#[cfg(not(all(test, shuttle)))]
+pub(crate) use {
+    std::sync::atomic::AtomicU64,
+    std::sync::{Mutex, MutexGuard, RwLock},
+    tokio::runtime::Handle,
+    tokio::task::{JoinHandle, spawn, yield_now},
+    tokio::time::{Instant, sleep, timeout, timeout_at},
+};
