@@ -2,9 +2,10 @@
 //!
 //! 1. What this instance has stored is added to a row that all instances share, once in a while and as soon as it is
 //!    about one percent of the bound. The answer says how much there is by that.
-//! 2. Above the bound, whoever notices calls the janitor. Three percent above it, or when the table is too large on the
+//! 2. Above the bound, whoever notices calls the janitor. Two percent above it, or when the table is too large on the
 //!    disk, nothing is stored until it has made room: answers wait in the queue for a while and are dropped then.
-//!    That costs hits, nothing else.
+//!    That costs hits, nothing else. One more percent may be unreported by then, and a last transaction bring another one
+//!    and an answer: five percent are not reached.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -234,7 +234,7 @@ $$;
 
 -- What an instance has stored since it said so last: entries and bytes that are new, less those that they replaced,
 -- and bytes that they replaced; all of them may be 0. Returns what there is by that, and
---   holds: nothing more is to be stored for now. There is too much (3 % above the bound), or the table has
+--   holds: nothing more is to be stored for now. There is too much (2 % above the bound), or the table has
 --          grown to 1.75 times its bound on the disk, and VACUUM has not made room in it;
 --   evict: there is more than there may be;
 --   vacuum: VACUUM is due, for the size of what was deleted and replaced, or to make room.
@@ -275,7 +275,7 @@ BEGIN
     entries := stock.entries;
     bytes := stock.bytes;
     is_large := here.size > 1.75 * max_bytes AND here.size > stock.size + max_bytes / 100 OR most = 0;
-    holds := is_large OR entries > 1.03 * max_entries OR bytes > 1.03 * most;
+    holds := is_large OR entries > 1.02 * max_entries OR bytes > 1.02 * most;
     evict := entries > max_entries OR bytes > most;
     vacuum := is_large AND clock_timestamp() > stock.vacuumed_at + stock.pause
               OR stock.churn > least(max_bytes, greatest(bytes, 8388608)) / 8;
