@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
-use crate::store::{FeedRead, Origin, Position, gather};
+use crate::store::{FeedLine, FeedRead, Origin, Position, gather};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
@@ -256,7 +256,7 @@ impl Reader {
 }
 
 async fn read_on(mut reader: Reader) {
-    let mut connection = None;
+    let mut line = FeedLine::default();
     loop {
         reader.gather().await;
         let Some((waiting, position)) = reader.next() else {
@@ -267,7 +267,7 @@ async fn read_on(mut reader: Reader) {
         let within = engine.settings.lookup_deadline / 2;
         let read = engine
             .store
-            .read_feed(&mut connection, position.as_ref(), within)
+            .read_feed(&mut line, position.as_ref(), within)
             .await;
         let outcome = read.map(|read| match read {
             Some(read) => {

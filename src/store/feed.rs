@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout_at;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::timer::{Late, Timer};
 use super::{Connection, Deadline, Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
 
@@ -51,12 +52,19 @@ pub(crate) struct FeedRead {
     pub(crate) changes: Option<Vec<i64>>,
 }
 
+/// What a read leaves for the next one.
+#[derive(Default)]
+pub(crate) struct FeedLine {
+    connection: Option<Connection>,
+    timer: Timer,
+}
+
 impl Store {
-    /// Reads on from a position; `None`: there is no good epoch. Uses the connection, or borrows one; it is left there for the next read, unless
-    /// somebody else waits for one.
+    /// Reads on from a position; `None`: there is no good epoch. Uses the connection of the read before, or borrows one; it
+    /// is left for the next read, unless somebody else waits for one.
     pub(crate) async fn read_feed(
         self: &Arc<Self>,
-        connection: &mut Option<Connection>,
+        line: &mut FeedLine,
         position: Option<&Position>,
         within: Duration,
     ) -> Result<Option<FeedRead>, Error> {
@@ -64,7 +72,7 @@ impl Store {
         // one at a time: reads that are given up while the database hangs would take one connection after the other
         let permit = timeout_at(deadline.at, self.feed_permit.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| deadline.no_answer())?;
-        let mut borrowed = match connection.take().filter(|_| !self.source.is_wanted()) {
+        let mut borrowed = match line.connection.take().filter(|_| !self.source.is_wanted()) {
             Some(borrowed) => borrowed,
             None => self.connection(deadline).await?,
         };
@@ -75,13 +83,13 @@ impl Store {
             drop(permit);
             (read, borrowed)
         });
-        match timeout_at(deadline.at, &mut reading).await {
+        match line.timer.timeout_at(deadline.at, &mut reading).await {
             Ok((Ok(read), borrowed)) => {
-                *connection = Some(borrowed);
+                line.connection = Some(borrowed);
                 Ok(read)
             }
             Ok((Err(error), _)) => Err(error),
-            Err(_) => {
+            Err(Late) => {
                 // a connection with a statement under way is never given back
                 tokio::spawn(reading);
                 Err(deadline.no_answer())

@@ -18,6 +18,7 @@ mod lookup;
 pub(crate) mod model;
 mod schema;
 mod snapshot;
+mod timer;
 mod write;
 
 use std::future::Future;
@@ -31,7 +32,7 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
-pub(crate) use feed::{FeedRead, Position};
+pub(crate) use feed::{FeedLine, FeedRead, Position};
 pub(crate) use gather::gather;
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::{
-    Claimed, Connection, Creation, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record,
+    Claimed, Creation, FeedLine, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record,
     SchemaName, Snapshot, Source, Store, Stored, Volume,
 };
 use crate::domain::Scope;
@@ -446,7 +446,7 @@ impl Database {
 
     pub(crate) async fn read_feed(
         self: &Arc<Self>,
-        _connection: &mut Option<Connection>,
+        _line: &mut FeedLine,
         position: Option<&Position>,
         _within: Duration,
     ) -> Result<Option<FeedRead>, Error> {
