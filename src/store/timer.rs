@@ -26,7 +26,9 @@ impl Timer {
             if let Poll::Ready(output) = future.as_mut().poll(context) {
                 return Poll::Ready(Ok(output));
             }
-            let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            let sleep = self
+                .0
+                .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             if sleep.deadline() > deadline {
                 sleep.as_mut().reset(deadline);
             }
