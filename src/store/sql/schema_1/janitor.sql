@@ -345,8 +345,8 @@ BEGIN
 END
 $$;
 
--- The next bit of cleaning up for who began at `since` (null: now): false when there is nothing left to do. `rounds` is
--- how many rounds were begun, for the next call.
+-- The next step of cleaning up. `goes_on`: there is something left to do. `rounds`: how many rounds were begun, to be
+-- handed to the next call; 0 for the first one.
 CREATE FUNCTION pgcache.clean_on(max_entries bigint, max_bytes bigint, INOUT rounds integer, OUT goes_on boolean, OUT removed bigint, OUT evicted bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
