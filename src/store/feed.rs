@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::timeout_at;
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::kept::Session;
 use super::timer::{Late, Timer};
-use super::{Connection, Deadline, Origin, Snapshot, Store, read_transaction};
+use super::{Deadline, Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
 
 /// How many changed keys a read returns at most, four for a row of the log. More is a gap.
@@ -55,13 +57,11 @@ pub(crate) struct FeedRead {
 /// What a read leaves for the next one.
 #[derive(Default)]
 pub(crate) struct FeedLine {
-    connection: Option<Connection>,
     timer: Timer,
 }
 
 impl Store {
-    /// Reads on from a position; `None`: there is no good epoch. Uses the connection of the read before, or borrows one; it
-    /// is left for the next read, unless somebody else waits for one.
+    /// Reads on from a position; `None`: there is no good epoch.
     pub(crate) async fn read_feed(
         self: &Arc<Self>,
         line: &mut FeedLine,
@@ -72,20 +72,17 @@ impl Store {
         // one at a time: reads that are given up while the database hangs would take one connection after the other
         let permit = timeout_at(deadline.at, self.feed_permit.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| deadline.no_answer())?;
-        let mut borrowed = match line.connection.take().filter(|_| !self.source.is_wanted()) {
-            Some(borrowed) => borrowed,
-            None => self.connection(deadline).await?,
-        };
+        let mut session = self.session(deadline).await?;
         let store = self.clone();
         let position = position.cloned();
         let mut reading = Box::pin(async move {
-            let read = store.ask_feed(&mut borrowed, position.as_ref()).await;
+            let read = store.ask_feed(&mut session, position.as_ref()).await;
             drop(permit);
-            (read, borrowed)
+            (read, session)
         });
         match line.timer.timeout_at(deadline.at, &mut reading).await {
-            Ok((Ok(read), borrowed)) => {
-                line.connection = Some(borrowed);
+            Ok((Ok(read), session)) => {
+                self.put_by(session);
                 Ok(read)
             }
             Ok((Err(error), _)) => Err(error),
@@ -99,13 +96,24 @@ impl Store {
 
     async fn ask_feed(
         &self,
-        connection: &mut Connection,
+        session: &mut Session,
         position: Option<&Position>,
     ) -> Result<Option<FeedRead>, Error> {
-        let client = connection.client();
-        let snapshot = position.map(|position| position.snapshot.to_string());
+        let past = position.map(|position| position.snapshot.to_string());
+        if self.is_read_committed() && session.has(&self.sql.feed_kept, &self.keeping).await {
+            // a snapshot is digits, colons and commas
+            let past = past
+                .as_ref()
+                .map_or("NULL".to_owned(), |p| format!("'{p}'"));
+            let statement = self.sql.feed_kept.execute(&format!("{past}, {MAX_KEYS}"));
+            match session.client().simple_query(&statement).await {
+                Ok(messages) => return self.read_kept(&messages),
+                Err(error) => session.refused(error, &self.keeping)?,
+            }
+        }
+        let client = session.client();
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&snapshot, Type::TEXT), (&MAX_KEYS, Type::INT4)];
+            [(&past, Type::TEXT), (&MAX_KEYS, Type::INT4)];
         let rows = if self.is_read_committed() {
             client.query_typed(&self.sql.feed, &parameters).await?
         } else {
@@ -117,29 +125,45 @@ impl Store {
         let row = rows
             .first()
             .map(|row| row.try_get::<_, Option<Vec<Option<&str>>>>(0));
-        let Some(fields) = row.transpose()?.flatten() else {
-            return Ok(None);
-        };
+        row.transpose()?
+            .flatten()
+            .map(|fields| self.read_fields(&fields))
+            .transpose()
+    }
+
+    fn read_kept(&self, messages: &[SimpleQueryMessage]) -> Result<Option<FeedRead>, Error> {
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        row.map(|row| {
+            let fields = (0..row.len()).map(|column| row.try_get(column));
+            self.read_fields(&fields.collect::<Result<Vec<_>, _>>()?)
+        })
+        .transpose()
+    }
+
+    fn read_fields(&self, fields: &[Option<&str>]) -> Result<FeedRead, Error> {
         let [
             Some(epoch),
             Some(incarnation),
             Some(snapshot),
             Some(read_committed),
             changes,
-        ] = fields[..]
+        ] = *fields
         else {
             return Err(unreadable());
         };
         self.read_committed
             .store(read_committed == "true", Ordering::Relaxed);
-        Ok(Some(FeedRead {
+        Ok(FeedRead {
             position: Position {
                 epoch: epoch.into(),
                 incarnation: incarnation.into(),
                 snapshot: snapshot.parse().map_err(|()| unreadable())?,
             },
             changes: changes.map(keys).transpose()?,
-        }))
+        })
     }
 }
 

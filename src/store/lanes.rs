@@ -30,8 +30,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
 use super::gather::gather;
+use super::kept::Session;
 use super::lookup::{self, Asking};
-use super::{Connection, Deadline, Lookup, Origin, Store, Stored};
+use super::{Deadline, Lookup, Origin, Store, Stored};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -312,13 +313,16 @@ impl Lane {
     }
 
     /// A connection as long as anybody wants one; `None`: the lane has ended.
-    async fn connect(&mut self) -> Option<Connection> {
+    async fn connect(&mut self) -> Option<Session> {
+        if let Some(session) = self.store.idle.take() {
+            return Some(session);
+        }
         let store = self.store.clone();
         let mut getting = store.source.get();
         loop {
             let deadline = self.deadline()?;
             match timeout_at(deadline, &mut getting).await {
-                Ok(Ok(connection)) => return Some(connection),
+                Ok(Ok(connection)) => return Some(Session::new(connection)),
                 Ok(Err(error)) => {
                     self.end_without_connection(&error);
                     return None;
@@ -360,18 +364,19 @@ impl Lane {
 }
 
 async fn run(mut lane: Lane) {
-    while let Some(mut connection) = lane.connect().await {
+    while let Some(mut session) = lane.connect().await {
         loop {
             lane.gather().await;
             let Some(questions) = lane.next_batch() else {
+                lane.store.put_by(session);
                 return;
             };
-            ask(&lane, &mut connection, Batch::new(questions)).await;
-            if connection.client().is_closed() {
+            ask(&lane, &mut session, Batch::new(questions)).await;
+            if session.client().is_closed() {
                 break;
             }
             if lane.store.source.is_wanted() {
-                drop(connection);
+                drop(session);
                 // to whoever was waiting for it
                 yield_now().await;
                 break;
@@ -381,11 +386,11 @@ async fn run(mut lane: Lane) {
 }
 
 /// Sends a batch and answers its lookups.
-async fn ask(lane: &Lane, connection: &mut Connection, mut batch: Batch) {
+async fn ask(lane: &Lane, session: &mut Session, mut batch: Batch) {
     let asking = batch.asking();
     let asked = lane
         .store
-        .ask(connection.client(), &asking, &mut |row| batch.add(row))
+        .ask(session.client(), &asking, &mut |row| batch.add(row))
         .await;
     match asked {
         Ok(()) => batch.end(),

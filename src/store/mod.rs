@@ -4,13 +4,16 @@
 //!    a caller that gives up or goes away never leaves a connection behind in the middle of something.
 //! 2. What reads is one statement in its own transaction, so that its snapshot is the statement's. What writes
 //!    is an explicit READ COMMITTED transaction, whatever the server's defaults say.
-//! 3. No session state: no temporary objects, no `SET`, no session locks (PgBouncer in transaction mode).
+//! 3. Nothing depends on session state: no temporary objects, no `SET`, no session locks (PgBouncer in transaction mode).
+//!    What a session [keeps](kept) makes things faster, and may be gone at any time.
 
 mod administer;
 mod connection;
 mod feed;
 mod gather;
 mod housekeeping;
+mod idle;
+mod kept;
 mod lanes;
 mod lease;
 mod lookup;
@@ -44,6 +47,8 @@ pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
+use idle::Idle;
+use kept::Keeping;
 use lanes::Lanes;
 use schema::Sql;
 
@@ -68,6 +73,8 @@ pub(crate) struct Store {
     sql: Sql,
     lanes: Lanes,
     feed_permit: Arc<Semaphore>,
+    idle: Idle,
+    keeping: Keeping,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -84,6 +91,8 @@ impl Store {
             source,
             lanes: Lanes::new(lookup_connections),
             feed_permit: Arc::new(Semaphore::new(1)),
+            idle: Idle::default(),
+            keeping: Keeping::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
         })

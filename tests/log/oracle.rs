@@ -346,6 +346,8 @@ struct Tally {
     unusable: i64,
     cautious: i64,
     summaries: i64,
+    /// Reads of the feed that needed no search.
+    unchanged: i64,
 }
 
 struct Checker {
@@ -406,6 +408,39 @@ impl Checker {
             .await
             .unwrap();
         self.compare(tally).await;
+        self.compare_feeds(tally).await;
+    }
+
+    /// What is said about the feed without a search, and what the search says.
+    async fn compare_feeds(&mut self, tally: &mut Tally) {
+        let kept = include_str!("../../src/store/sql/feed_kept.sql");
+        let kept = kept
+            .replace("$1", "past.snapshot::pg_snapshot")
+            .replace("$2", "40000");
+        let compare = format!(
+            "SELECT count(*) FILTER (WHERE kept.changes IS DISTINCT FROM searched.fields[5]), count(*) FILTER (WHERE kept.changes = '')
+               FROM unnest($1::text[]) AS past (snapshot)
+              CROSS JOIN LATERAL ({kept}) AS kept (epoch, incarnation, snapshot, read_committed, changes)
+              CROSS JOIN LATERAL pgcache.feed(past.snapshot::pg_snapshot, 40000) AS searched (fields)"
+        );
+        let mut pasts: Vec<_> = self
+            .snapshots
+            .iter()
+            .map(|snapshot| match snapshot.ends_with(':') {
+                true => snapshot.clone(),
+                false => derived(snapshot, &mut self.random),
+            })
+            .collect();
+        // around the last change: with so many who write, no snapshot sees all of them
+        let row = self.sql.query_one(
+            "SELECT coalesce(max(xid::text::bigint), 3) FROM pgcache.invalidation",
+            &[],
+        );
+        let last: i64 = row.await.unwrap().get(0);
+        pasts.extend((last - 2..last + 6).map(|xid| format!("{xid}:{xid}:")));
+        let row = self.sql.query_one(&compare, &[&pasts]).await.unwrap();
+        assert_eq!(row.get::<_, i64>(0), 0, "of {pasts:?}");
+        tally.unchanged += row.get::<_, i64>(1);
     }
 
     async fn compare(&self, tally: &mut Tally) {
@@ -522,7 +557,10 @@ async fn what_was_folded_and_pruned_is_judged_as_if_nothing_had_been() {
     // the test has to be about something
     assert!(harsh.unusable > 0 && prepared > 0);
     for tally in [&gentle, &harsh] {
-        assert!(tally.valid > 100 && tally.changed > 100, "{tally:?}");
+        assert!(
+            tally.valid > 100 && tally.changed > 100 && tally.unchanged > 100,
+            "{tally:?}"
+        );
     }
     assert!(
         gentle.summaries + harsh.summaries > 0,

@@ -1,0 +1,113 @@
+//! Connections between two statements.
+//!
+//! 1. What reads comes in bursts of less than a millisecond, with pauses that are shorter still. A connection that went
+//!    back to the pool in each of them would be another one every time, since pools give them out in turn: eight server
+//!    processes that are woken one after the other have cold caches each, and a read costs twice as much.
+//! 2. So a connection waits here for the next statement, for [`LINGER`] at most. While somebody waits for one of the pool it
+//!    goes back at once: a handler may need the only one.
+//! 3. Never with a statement under way: who gives up on a statement leaves the connection to it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::kept::Session;
+use super::{Deadline, Store};
+use crate::error::Error;
+
+/// How long a connection is kept for the next statement: longer than a pause under load, and short enough for a handler that
+/// comes to want it just then.
+const LINGER: Duration = Duration::from_millis(5);
+
+#[derive(Default)]
+pub(super) struct Idle(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    /// The one that was used last comes last.
+    sessions: Vec<(Session, Instant)>,
+    /// Whether the task runs that gives them back.
+    swept: bool,
+}
+
+impl Idle {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take(&self) -> Option<Session> {
+        let mut waiting = self.lock();
+        while let Some((mut session, _)) = waiting.sessions.pop() {
+            if !session.client().is_closed() {
+                return Some(session);
+            }
+        }
+        None
+    }
+}
+
+impl Store {
+    pub(super) async fn session(&self, deadline: Deadline) -> Result<Session, Error> {
+        match self.idle.take() {
+            Some(session) => Ok(session),
+            None => Ok(Session::new(self.connection(deadline).await?)),
+        }
+    }
+
+    /// For the next statement, unless somebody waits for a connection.
+    pub(super) fn put_by(self: &Arc<Self>, session: Session) {
+        if self.source.is_wanted() {
+            return;
+        }
+        let mut waiting = self.idle.lock();
+        waiting.sessions.push((session, Instant::now()));
+        if !std::mem::replace(&mut waiting.swept, true) {
+            drop(waiting);
+            tokio::spawn(sweep(Sweeper(Some(self.clone()))));
+        }
+    }
+}
+
+/// Held by the task that gives connections back. If that is dropped with its runtime, the next one starts another.
+struct Sweeper(Option<Arc<Store>>);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        if let Some(store) = &self.0 {
+            store.idle.lock().swept = false;
+        }
+    }
+}
+
+impl Sweeper {
+    /// Gives back what has waited for too long; `None`: nothing is left, and the task has ended.
+    fn sweep(&mut self) -> Option<()> {
+        let store = self.0.take()?;
+        let wanted = store.source.is_wanted();
+        let now = Instant::now();
+        let is_long_ago = |(_, since): &(Session, Instant)| wanted || *since + LINGER <= now;
+        let mut waiting = store.idle.lock();
+        let long_ago = waiting.sessions.partition_point(is_long_ago);
+        let given_back: Vec<_> = waiting.sessions.drain(..long_ago).collect();
+        let is_empty = waiting.sessions.is_empty();
+        waiting.swept = !is_empty;
+        drop(waiting);
+        // to whoever gets them, without the lock
+        drop(given_back);
+        if is_empty {
+            return None;
+        }
+        self.0 = Some(store);
+        Some(())
+    }
+}
+
+async fn sweep(mut sweeper: Sweeper) {
+    loop {
+        sleep(LINGER).await;
+        if sweeper.sweep().is_none() {
+            return;
+        }
+    }
+}

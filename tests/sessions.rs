@@ -1,0 +1,178 @@
+//! What a session keeps, and for how long a connection is kept: both are a matter of speed, and nobody else's business.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use bb8::Pool;
+use bb8_postgres::PostgresConnectionManager;
+use test_support::Database;
+use test_support::http::get as fetch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls};
+use tower_pgcache::{Domain, PgCache, domain};
+
+const HANG: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_secs(60);
+const ITEM: Domain = domain!("item");
+
+struct Stage {
+    pool: Pool<PostgresConnectionManager<NoTls>>,
+    cache: PgCache,
+    app: Router,
+    calls: Arc<AtomicU64>,
+    sql: Client,
+}
+
+impl Stage {
+    async fn new(database: &Database, connections: u32, memory: usize) -> Self {
+        let pool = database.pool(connections);
+        let builder = PgCache::builder(pool.clone()).lookup_deadline(HANG);
+        let cache = builder
+            .memory(memory)
+            .cleanup_interval(Duration::ZERO)
+            .build()
+            .unwrap();
+        cache.ready().await.unwrap();
+        let calls = Arc::new(AtomicU64::new(0));
+        let counted = calls.clone();
+        let handler = move || async move { counted.fetch_add(1, Ordering::SeqCst).to_string() };
+        let app = Router::new()
+            .route("/{id}", get(handler))
+            .layer(cache.layer().ttl(MINUTE).entity(ITEM, "id"));
+        let sql = database.connect().await;
+        Self {
+            pool,
+            cache,
+            app,
+            calls,
+            sql,
+        }
+    }
+
+    async fn get(&self, path: &str) -> test_support::http::Answer {
+        let answer = fetch(&self.app, path).await;
+        assert_eq!(answer.status, 200);
+        self.cache.settled().await;
+        answer
+    }
+
+    /// Clients that ask for `/busy` until the flag says no more.
+    async fn traffic(&self, goes_on: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
+        self.get("/busy").await;
+        let client = || {
+            let (app, goes_on) = (self.app.clone(), goes_on.clone());
+            tokio::spawn(async move {
+                while goes_on.load(Ordering::Relaxed) {
+                    assert!(fetch(&app, "/busy").await.is_hit());
+                }
+            })
+        };
+        (0..3).map(|_| client()).collect()
+    }
+
+    /// Until a statement was executed that a session keeps.
+    async fn something_is_kept(&self) {
+        let kept = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                    WHERE datname = current_database() AND query LIKE 'EXECUTE pgcache%')";
+        let seen = async {
+            while !self
+                .sql
+                .query_one(kept, &[])
+                .await
+                .unwrap()
+                .get::<_, bool>(0)
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(HANG, seen).await.expect("nothing is kept");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_is_kept_tells_of_every_change() {
+    let database = test_support::database().await;
+    let stage = Stage::new(&database, 1, 1 << 20).await;
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let clients = stage.traffic(&goes_on).await;
+    stage.something_is_kept().await;
+    stage.get("/1").await;
+    for round in 0..100 {
+        assert!(stage.get("/1").await.is_hit());
+        let calls = stage.calls.load(Ordering::SeqCst);
+        stage
+            .sql
+            .execute("SELECT pgcache.invalidate('item', NULL, '1')", &[])
+            .await
+            .unwrap();
+        let answer = stage.get("/1").await;
+        assert!(!answer.is_hit(), "round {round}");
+        assert_eq!(answer.text(), calls.to_string());
+    }
+    stage.something_is_kept().await;
+    goes_on.store(false, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+/// Whatever the application does with a session that it has borrowed, between the cache's statements or for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_may_forget_everything() {
+    let database = test_support::database().await;
+    let stage = Stage::new(&database, 2, 1 << 20).await;
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let clients = stage.traffic(&goes_on).await;
+    for round in 0..50 {
+        stage.something_is_kept().await;
+        let forgets = ["DISCARD ALL", "DEALLOCATE ALL", "SET search_path = ''"][round % 3];
+        // with both in hand, there is none that was not discarded
+        let one = stage.pool.get().await.unwrap();
+        one.batch_execute(forgets).await.unwrap();
+        let other = timeout(Duration::from_millis(20), stage.pool.get()).await;
+        if let Ok(other) = other {
+            other.unwrap().batch_execute(forgets).await.unwrap();
+        }
+        drop(one);
+        assert!(stage.get("/busy").await.is_hit());
+    }
+    goes_on.store(false, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(stage.calls.load(Ordering::SeqCst), 1);
+}
+
+/// The only connection is the handlers' too, under constant traffic and after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_given_to_whoever_waits_for_it() {
+    let database = test_support::database().await;
+    for memory in [0, 1 << 20] {
+        let stage = Stage::new(&database, 1, memory).await;
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let clients = stage.traffic(&goes_on).await;
+        for _ in 0..20 {
+            let connection = timeout(HANG, stage.pool.get()).await;
+            let connection = connection.expect("the cache keeps it").unwrap();
+            connection.batch_execute("SELECT 1").await.unwrap();
+        }
+        goes_on.store(false, Ordering::Relaxed);
+        for client in clients {
+            client.await.unwrap();
+        }
+        let connection = timeout(HANG, stage.pool.get()).await;
+        drop(connection.expect("the cache keeps it").unwrap());
+        let given_back = async {
+            while stage.pool.state().idle_connections == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(HANG, given_back).await.expect("the cache keeps it");
+    }
+}
