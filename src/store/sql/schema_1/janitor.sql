@@ -232,6 +232,17 @@ BEGIN
 END
 $$;
 
+-- Because the table is too large, unless that was tried a moment ago, or because much was replaced since the last time.
+CREATE FUNCTION pgcache.vacuum_is_due(room pgcache.room, is_large boolean, max_bytes bigint, at_once boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN is_large AND (at_once OR clock_timestamp() > room.vacuumed_at + room.pause)
+        OR room.churn > least(max_bytes, greatest(room.bytes, 8388608)) / 8;
+END
+$$;
+
 -- What an instance has stored since it said so last: entries and bytes that are new, less those that they replaced,
 -- and bytes that they replaced; all of them may be 0. Returns what there is by that, and
 --   holds: nothing more is to be stored for now. There is too much (2 % above the bound), or the table has
@@ -277,8 +288,7 @@ BEGIN
     is_large := here.size > 1.75 * max_bytes AND here.size > stock.size + max_bytes / 100 OR most = 0;
     holds := is_large OR entries > 1.02 * max_entries OR bytes > 1.02 * most;
     evict := entries > max_entries OR bytes > most;
-    vacuum := is_large AND clock_timestamp() > stock.vacuumed_at + stock.pause
-              OR stock.churn > least(max_bytes, greatest(bytes, 8388608)) / 8;
+    vacuum := pgcache.vacuum_is_due(stock, is_large, max_bytes, false);
 END
 $$;
 
@@ -298,8 +308,7 @@ BEGIN
     UPDATE pgcache.room r
        SET churn = 0, vacuumed_at = clock_timestamp(),
            pause = CASE WHEN is_large AND r.size = 0 THEN least(2 * r.pause, interval '1 min') ELSE interval '1 s' END
-     WHERE is_large AND (at_once OR clock_timestamp() > r.vacuumed_at + r.pause)
-        OR r.churn > least(max_bytes, greatest(r.bytes, 8388608)) / 8;
+     WHERE pgcache.vacuum_is_due(r, is_large, max_bytes, at_once);
     RETURN CASE WHEN FOUND THEN is_large END;
 END
 $$;
