@@ -20,7 +20,7 @@ use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::invalidation::is_safe;
 use crate::http::partial::{self, completion};
@@ -86,9 +86,31 @@ impl Caching {
                 // it goes by what the outer one has found
                 Some(outer) => outer.unusable(),
             };
-            // boxed, both: a hit does not need the room
+            // boxed: a hit in memory does not need the room
+            Box::pin(self.look_further(inner, read, request, asks, refused)).await
+        }
+    }
+
+    /// What is not in memory. `refused`: why there is nothing to ask.
+    fn look_further<S, RequestBody, B>(
+        self,
+        inner: S,
+        read: Read,
+        request: Request<RequestBody>,
+        asks: RequestDirectives,
+        refused: Option<Bypass>,
+    ) -> impl Future<Output = Result<Response<ResponseBody<B>>, S::Error>> + Send
+    where
+        S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        RequestBody: Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        async move {
             let asked = match refused {
-                None => Box::pin(self.look_up(&read, request.headers())).await,
+                None => self.look_up(&read, request.headers()).await,
                 Some(reason) => Asked::Unusable(reason),
             };
             let stored = match &asked {
@@ -106,6 +128,7 @@ impl Caching {
                 }
             }
             let call = Call::new(self, inner, &request);
+            // boxed: a hit does not need the room
             Box::pin(call.read_on(read, asks, request, asked, stored)).await
         }
     }

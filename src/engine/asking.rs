@@ -4,6 +4,7 @@
 //! cannot be had, the store cannot either, and the inner service is asked.
 
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::memory::{Remembered, Standing};
 use super::{Engine, Fill, in_time};
 use crate::error::Error;
 use crate::http::cache_status::Bypass;
-use crate::http::fields::{decode_head, fields_to_serve};
+use crate::http::fields::{add_length, decode_head};
 use crate::http::reuse::Condition;
 use crate::key::Key;
 use crate::store::{Found, Lookup, Origin, Stored};
@@ -132,11 +133,11 @@ impl Engine {
 
     /// Waits for a read of the feed that begins now, or later.
     pub(super) async fn catch_up(self: &Arc<Self>) -> bool {
-        let caught_up = self.consult(async {
+        let catching_up = pin!(async {
             self.prepared().await?;
             Ok(self.barrier().await?.then_some(()))
         });
-        caught_up.await.is_some()
+        self.consult(catching_up).await.is_some()
     }
 
     async fn prepared(self: &Arc<Self>) -> Result<(), Fault> {
@@ -151,10 +152,10 @@ impl Engine {
     }
 
     /// Asks the database, unless it is known not to answer; `None`: there is no answer. `asking` returns `None` where
-    /// there is no epoch.
+    /// there is no epoch. (It is pinned by the caller, since a future that is handed over takes its room twice.)
     async fn consult<T>(
         self: &Arc<Self>,
-        asking: impl Future<Output = Result<Option<T>, Fault>>,
+        asking: Pin<&mut impl Future<Output = Result<Option<T>, Fault>>>,
     ) -> Option<T> {
         let attempt = self.reads.admit()?;
         match asking.await {
@@ -192,11 +193,11 @@ impl Engine {
         self.start_listening();
         let standing = Standing::now(&self.feed);
         let deadline = Instant::now() + self.settings.lookup_deadline;
-        let looked_up = self.consult(async {
+        let looking_up = pin!(async {
             self.prepared().await?;
             Ok(self.look_up(&question, deadline).await?)
         });
-        let Some((origin, found)) = looked_up.await else {
+        let Some((origin, found)) = self.consult(looking_up).await else {
             return Asked::Unusable(Bypass::Store);
         };
         self.changes.keep_trying(self);
@@ -215,10 +216,10 @@ impl Engine {
         deadline: Instant,
     ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
         let known = self.varying.get(&question.key);
-        let mut keys = vec![question.key];
-        keys.extend(known.as_deref().map(question.variant));
-        keys.extend(question.part);
-        let rows = self.rows(keys.clone(), question.invalid_too, deadline);
+        let known = known.as_deref().map(question.variant);
+        let keys = [Some(question.key), known, question.part];
+        let keys = keys.into_iter().flatten().collect();
+        let rows = self.rows(keys, question.invalid_too, deadline);
         let Some((origin, mut stored)) = rows.await? else {
             return Ok(None);
         };
@@ -235,7 +236,7 @@ impl Engine {
             None => return Ok(Some((origin, part))),
         };
         let variant = (question.variant)(&fields);
-        let (origin, mut stored) = if keys.contains(&variant) {
+        let (origin, mut stored) = if known == Some(variant) {
             (origin, stored)
         } else {
             self.varying.insert(question.key, fields.into());
@@ -297,7 +298,8 @@ impl Engine {
                 probes,
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
-            let (status, headers, etag_is_ours) = decode_head(&head)?;
+            let (status, mut headers, etag_is_ours) = decode_head(&head)?;
+            add_length(status, &mut headers, body.len());
             let condition = Condition {
                 age,
                 fresh_for,
@@ -307,7 +309,7 @@ impl Engine {
             let answer = Answer {
                 key,
                 status,
-                headers: fields_to_serve(status, headers, body.len()),
+                headers,
                 etag_is_ours,
                 body,
                 probes,

@@ -8,6 +8,7 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use http::header::{
     AGE, CONNECTION, CONTENT_LENGTH, DATE, EXPIRES, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, VARY,
@@ -66,11 +67,16 @@ const ADDED_FIELDS: usize = 3;
 pub(crate) fn fields_to_serve(status: StatusCode, stored: HeaderMap, length: usize) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(stored.len() + 1 + ADDED_FIELDS);
     headers.extend(stored);
+    add_length(status, &mut headers, length);
+    headers
+}
+
+/// A stored head is read with room for all that [`fields_to_serve`] adds.
+pub(crate) fn add_length(status: StatusCode, headers: &mut HeaderMap, length: usize) {
     if has_content(status) && status != StatusCode::PARTIAL_CONTENT {
         let length = || number(length as u64);
         headers.entry(CONTENT_LENGTH).or_insert_with(length);
     }
-    headers
 }
 
 /// Whether answers with this status have a body, if only an empty one (RFC 9110 §6.4.1).
@@ -120,25 +126,42 @@ pub(crate) fn encode_head(status: StatusCode, headers: &HeaderMap, etag_is_ours:
     out
 }
 
-/// The reverse of [`encode_head`]; `None` if the bytes are not such a head.
-pub(crate) fn decode_head(mut bytes: &[u8]) -> Option<(StatusCode, HeaderMap, bool)> {
+/// The reverse of [`encode_head`]; `None` if the bytes are not such a head. The values are parts of it, not copies.
+pub(crate) fn decode_head(head: &Bytes) -> Option<(StatusCode, HeaderMap, bool)> {
+    let mut bytes = &head[..];
     let first = u16::from_le_bytes(take(&mut bytes)?);
     let status = StatusCode::from_u16(first & !ETAG_IS_OURS).ok()?;
-    let mut headers = HeaderMap::new();
-    while !bytes.is_empty() {
-        let name_length = u16::from_le_bytes(take(&mut bytes)?);
-        let value_length = u32::from_le_bytes(take(&mut bytes)?);
-        let (name, rest) = bytes.split_at_checked(name_length.into())?;
-        let (value, rest) = rest.split_at_checked(usize::try_from(value_length).ok()?)?;
+    let lines = Lines(bytes).count();
+    let mut headers = HeaderMap::try_with_capacity(lines + 1 + ADDED_FIELDS).ok()?;
+    for line in Lines(bytes) {
+        let (name, value) = line?;
         headers
             .try_append(
                 HeaderName::from_bytes(name).ok()?,
-                HeaderValue::from_bytes(value).ok()?,
+                HeaderValue::from_maybe_shared(head.slice_ref(value)).ok()?,
             )
             .ok()?;
-        bytes = rest;
     }
     Some((status, headers, first & ETAG_IS_OURS != 0))
+}
+
+/// Name and value of each line; `None`, and no more after that: there is no line.
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = Option<(&'a [u8], &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        (!self.0.is_empty()).then(|| {
+            let mut bytes = std::mem::take(&mut self.0);
+            let name_length = u16::from_le_bytes(take(&mut bytes)?);
+            let value_length = u32::from_le_bytes(take(&mut bytes)?);
+            let (name, rest) = bytes.split_at_checked(name_length.into())?;
+            let (value, rest) = rest.split_at_checked(usize::try_from(value_length).ok()?)?;
+            self.0 = rest;
+            Some((name, value))
+        })
+    }
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -176,7 +199,7 @@ mod tests {
             ("x-a", b"2"),
         ]);
         let encoded = encode_head(StatusCode::from_u16(299).expect("a status"), &headers, true);
-        let (status, decoded, etag_is_ours) = decode_head(&encoded).expect("a head");
+        let (status, decoded, etag_is_ours) = decode_head(&encoded.into()).expect("a head");
         assert!(etag_is_ours);
         assert_eq!(status.as_u16(), 299);
         assert_eq!(decoded, headers);
@@ -188,13 +211,14 @@ mod tests {
 
     #[test]
     fn cut_or_changed_bytes_are_no_head_and_no_panic() {
-        let encoded = encode_head(
+        let encoded: Bytes = encode_head(
             StatusCode::OK,
             &map(&[("x-a", b"1"), ("x-long", &[b'x'; 300])]),
             false,
-        );
+        )
+        .into();
         let boundaries: Vec<usize> = (0..encoded.len())
-            .filter(|&n| decode_head(&encoded[..n]).is_some())
+            .filter(|&n| decode_head(&encoded.slice(..n)).is_some())
             .collect();
         assert_eq!(
             boundaries,
@@ -202,9 +226,9 @@ mod tests {
             "only whole lines make a head"
         );
         for at in 0..encoded.len() {
-            let mut changed = encoded.clone();
+            let mut changed = encoded.to_vec();
             changed[at] ^= 0xff;
-            let _ = decode_head(&changed);
+            let _ = decode_head(&changed.into());
         }
     }
 

@@ -11,7 +11,7 @@
 //! 4. A lane borrows its connection while there is work, and gives it back in between if somebody else waits for
 //!    one: a handler may need the only one. It never gives it back while a statement is under way, however long
 //!    that takes.
-//! 5. A lookup waits until its own deadline and is given up by dropping it. One that was given up before it was
+//! 5. A lookup waits until its own [deadline](super::patience) and is given up by dropping it. One that was given up before it was
 //!    sent costs nothing any more.
 //! 6. A lookup with its keys complete is answered as soon as their rows are there; a big body holds up only what
 //!    comes after it.
@@ -24,7 +24,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
@@ -32,6 +31,8 @@ use tokio_postgres::Row;
 use super::gather::gather;
 use super::kept::Session;
 use super::lookup::{self, Asking};
+use super::patience::{Outstanding, PATIENCE};
+use super::reply::{Reply, Sender, reply};
 use super::{Deadline, Lookup, Origin, Store, Stored};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -39,10 +40,6 @@ use crate::key::Key;
 /// How many lookups one statement answers at most. Beyond some dozens the statement itself costs next to nothing
 /// for each, and a larger one only delays the first answer.
 const BATCH: usize = 64;
-
-/// What a lookup bears before a further lane starts: some times what a batch takes when nothing is wrong, and
-/// little of the deadline.
-const PATIENCE: Duration = Duration::from_millis(5);
 
 /// How many lookups may wait. What comes then has no answer.
 const MAX_WAITING: usize = 8192;
@@ -63,6 +60,7 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     lanes: Vec<Busy>,
     next_lane: u64,
+    outstanding: Outstanding,
 }
 
 /// A lane that exists.
@@ -89,7 +87,7 @@ struct Question {
     invalid_too: bool,
     /// Nobody waits for longer.
     until: Instant,
-    answer: oneshot::Sender<Result<Lookup, Error>>,
+    answer: Sender,
 }
 
 impl Lanes {
@@ -102,6 +100,10 @@ impl Lanes {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn outstanding<T>(&self, review: impl FnOnce(&mut Outstanding) -> T) -> T {
+        review(&mut self.lock().outstanding)
     }
 }
 
@@ -169,46 +171,31 @@ impl Store {
     ) -> impl Future<Output = Result<Lookup, Error>> + Send {
         let since = Instant::now();
         let deadline = Deadline::after(within);
-        let (sender, answer) = oneshot::channel();
-        let enqueued = self.enqueue(Waiting {
-            question: Question {
-                keys,
-                invalid_too,
-                until: deadline.at,
-                answer: sender,
-            },
+        let (answer, reply) = reply();
+        let question = Question {
+            keys,
+            invalid_too,
+            until: deadline.at,
+            answer,
+        };
+        let waiting = Waiting {
+            question,
             since,
             alone: false,
-        });
+        };
+        let enqueued = self.enqueue(waiting, deadline, &reply);
         async move {
             enqueued?;
-            self.answer(answer, since, deadline).await
+            reply.await
         }
     }
 
-    async fn answer(
+    fn enqueue(
         self: &Arc<Self>,
-        mut answer: oneshot::Receiver<Result<Lookup, Error>>,
-        since: Instant,
+        lookup: Waiting,
         deadline: Deadline,
-    ) -> Result<Lookup, Error> {
-        let patience = deadline.at.min(since + PATIENCE);
-        let mut answered = timeout_at(patience, &mut answer).await;
-        if answered.is_err() {
-            self.start_lane_if_needed();
-            answered = timeout_at(deadline.at, answer).await;
-        }
-        match answered {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the task that asks the database has ended early",
-            )),
-            Err(_) => Err(deadline.no_answer()),
-        }
-    }
-
-    fn enqueue(self: &Arc<Self>, lookup: Waiting) -> Result<(), Error> {
+        reply: &Reply,
+    ) -> Result<(), Error> {
         let mut queue = self.lanes.lock();
         queue.forget_given_up(lookup.since);
         if queue.waiting.len() >= MAX_WAITING {
@@ -218,12 +205,16 @@ impl Store {
             ));
         }
         queue.waiting.push_back(lookup);
+        let is_unminded = queue.outstanding.add(deadline, reply.expiry());
         drop(queue);
+        if is_unminded {
+            self.mind();
+        }
         self.start_lane_if_needed();
         Ok(())
     }
 
-    fn start_lane_if_needed(self: &Arc<Self>) {
+    pub(super) fn start_lane_if_needed(self: &Arc<Self>) {
         let limit = || self.lanes.limit.unwrap_or_else(|| self.default_limit());
         let now = Instant::now();
         let mut queue = self.lanes.lock();
@@ -533,6 +524,6 @@ impl Question {
 
     /// Nobody listens if the lookup was given up.
     fn tell(self, result: Result<Lookup, Error>) {
-        let _ = self.answer.send(result);
+        self.answer.send(result);
     }
 }

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use http::HeaderName;
 use tokio_postgres::error::SqlState;
@@ -183,9 +183,14 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
     }
     let ttl: f64 = row.try_get(column::TTL)?;
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    // one allocation for both
+    let mut head_and_body = BytesMut::with_capacity(head.len() + body.len());
+    head_and_body.extend_from_slice(head);
+    head_and_body.extend_from_slice(body);
+    let head = head_and_body.split_to(head.len()).freeze();
     Ok(Some(Stored::Answer(Found {
-        head: Bytes::copy_from_slice(head),
-        body: Bytes::copy_from_slice(body),
+        head,
+        body: head_and_body.freeze(),
         probes,
         valid,
         age: seconds(row.try_get(column::AGE)?),
@@ -209,11 +214,20 @@ pub(super) fn checksum(
     body: &[u8],
 ) -> Checksum {
     let mut hash = blake3::Hasher::new();
-    let probes: Vec<u8> = probes.iter().flat_map(|p| p.to_le_bytes()).collect();
-    for part in [key.as_bytes(), snapshot.as_bytes(), &probes, head, body] {
-        hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+    hash_part(&mut hash, key.as_bytes());
+    hash_part(&mut hash, snapshot.as_bytes());
+    hash.update(&(8 * probes.len() as u64).to_le_bytes());
+    for probe in probes {
+        hash.update(&probe.to_le_bytes());
     }
+    hash_part(&mut hash, head);
+    hash_part(&mut hash, body);
     let mut half = [0; 16];
     half.copy_from_slice(&hash.finalize().as_bytes()[..16]);
     half
+}
+
+/// With its length, so that no two ways to divide the same bytes have one hash.
+fn hash_part(hash: &mut blake3::Hasher, part: &[u8]) {
+    hash.update(&(part.len() as u64).to_le_bytes()).update(part);
 }

@@ -19,6 +19,8 @@ mod lease;
 mod lookup;
 #[cfg(all(test, shuttle))]
 pub(crate) mod model;
+mod patience;
+mod reply;
 mod schema;
 mod snapshot;
 mod timer;

@@ -1,0 +1,182 @@
+//! What a lookup is told: by the lane that carries it, or, when its deadline has passed, by whoever looks after those.
+//!
+//! A `oneshot` with a third party. A timer for each lookup would do the same; to set and to cancel one costs more than all
+//! else that a waiting lookup does.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::Lookup;
+use crate::error::{Error, ErrorKind};
+
+type Told = Result<Lookup, Error>;
+
+#[derive(Debug)]
+enum State {
+    /// With who waits.
+    Open(Option<Waker>),
+    Told(Told),
+    /// It was read, or nobody wants to know any more.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Slot(Mutex<State>);
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(*self.lock(), State::Open(_))
+    }
+
+    /// The first one who knows.
+    fn tell(&self, what: impl FnOnce() -> Told) {
+        let mut state = self.lock();
+        if let State::Open(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Told(what());
+            drop(state);
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// Where the answer is expected.
+pub(super) fn reply() -> (Sender, Reply) {
+    let slot = Arc::new(Slot(Mutex::new(State::Open(None))));
+    (Sender(slot.clone()), Reply(slot))
+}
+
+/// Of who finds the answer; dropping it tells that there will be none.
+#[derive(Debug)]
+pub(super) struct Sender(Arc<Slot>);
+
+impl Sender {
+    /// Whether nobody waits any more.
+    pub(super) fn is_closed(&self) -> bool {
+        !self.0.is_open()
+    }
+
+    pub(super) fn send(self, told: Told) {
+        self.0.tell(|| told);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.tell(|| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the task that asks the database has ended early",
+            ))
+        });
+    }
+}
+
+/// Of who waits; dropping it gives up.
+#[derive(Debug)]
+pub(super) struct Reply(Arc<Slot>);
+
+impl Reply {
+    pub(super) fn expiry(&self) -> Expiry {
+        Expiry(self.0.clone())
+    }
+}
+
+impl Future for Reply {
+    type Output = Told;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Told> {
+        let mut state = self.0.lock();
+        match &mut *state {
+            State::Open(waker) => {
+                waker
+                    .get_or_insert_with(|| context.waker().clone())
+                    .clone_from(context.waker());
+                Poll::Pending
+            }
+            State::Told(_) => match std::mem::replace(&mut *state, State::Closed) {
+                State::Told(told) => Poll::Ready(told),
+                State::Open(_) | State::Closed => unreachable!("it was told"),
+            },
+            State::Closed => panic!("polled after it was ready"),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        let before = std::mem::replace(&mut *self.0.lock(), State::Closed);
+        // without the lock
+        drop(before);
+    }
+}
+
+/// Of who looks after the deadline.
+#[derive(Debug)]
+pub(super) struct Expiry(Arc<Slot>);
+
+impl Expiry {
+    /// Whether the answer is still expected.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+
+    pub(super) fn expire(&self, late: impl FnOnce() -> Error) {
+        self.0.tell(|| Err(late()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn late() -> Error {
+        Error::new(ErrorKind::Timeout, "late")
+    }
+
+    #[tokio::test]
+    async fn the_first_one_tells() {
+        let (sender, reply) = reply();
+        let expiry = reply.expiry();
+        let waiting = tokio::spawn(reply);
+        tokio::task::yield_now().await;
+        assert!(!sender.is_closed() && expiry.is_open());
+        sender.send(Ok(Lookup::NoEpoch));
+        expiry.expire(late);
+        assert!(!expiry.is_open());
+        assert!(matches!(waiting.await, Ok(Ok(Lookup::NoEpoch))));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_that_it_is_too_late_or_that_nobody_will_answer() {
+        let (sender, waiting) = reply();
+        waiting.expiry().expire(late);
+        assert!(sender.is_closed());
+        drop(sender);
+        assert_eq!(
+            waiting.await.err().map(|e| e.kind()),
+            Some(ErrorKind::Timeout)
+        );
+
+        let (sender, waiting) = reply();
+        drop(sender);
+        let kind = waiting.await.err().map(|e| e.kind());
+        assert_eq!(kind, Some(ErrorKind::Unavailable));
+    }
+
+    #[test]
+    fn who_gives_up_is_not_waited_for() {
+        let (sender, waiting) = reply();
+        let expiry = waiting.expiry();
+        drop(waiting);
+        assert!(sender.is_closed() && !expiry.is_open());
+        sender.send(Ok(Lookup::NoEpoch));
+        expiry.expire(late);
+    }
+}
