@@ -3,9 +3,11 @@
 //! 1. What is stored is served, refreshed, revalidated or replaced, as [`reuse`](crate::http::reuse) decides.
 //! 2. Every fill goes through `Call::fill`: on a miss, to revalidate, and in the background.
 //! 3. A stale answer stands in for an error of the inner service where somebody asked for that.
-//! 4. The client's own preconditions and ranges are answered from whatever comes out of it.
+//! 4. While the store cannot be asked, what is in memory may do: see [`store_down`].
+//! 5. The client's own preconditions and ranges are answered from whatever comes out of it.
 
 mod fill;
+mod store_down;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
-use crate::http::cache_status::{CacheStatus, Forward};
+use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::invalidation::is_safe;
 use crate::http::partial::{self, completion};
@@ -91,6 +93,11 @@ impl Caching {
                 None => Box::pin(self.look_up(&read, request.headers())).await,
                 Some(reason) => Asked::Unusable(reason),
             };
+            if let Asked::Unusable(Bypass::Store) = asked {
+                if let Some(answer) = self.unconfirmed(&read, request.headers(), &asks) {
+                    return Ok(answer);
+                }
+            }
             let stored = match &asked {
                 Asked::Known(fill) => fill.stored(),
                 Asked::Unusable(_) => None,
@@ -274,9 +281,7 @@ impl<S> Call<S> {
             Asked::Known(fill) => fill,
             Asked::Unusable(_) if asks.only_if_cached => return Ok(self.cache.not_cached()),
             Asked::Unusable(reason) => {
-                return self
-                    .pass_on(reason, Some(Learned::Unusable(reason)), request)
-                    .await;
+                return self.pass_without_store(&read, reason, request).await;
             }
         };
         let (part, stored) = match stored {

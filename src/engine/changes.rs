@@ -289,9 +289,9 @@ async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Re
         engine.readiness.ensure(engine).await?;
         engine.write_down(scopes.to_vec(), within).await
     });
-    let xid = written
-        .await
-        .inspect_err(|error| engine.readiness.doubt(error))?;
+    let xid = written.await.inspect_err(|error| {
+        engine.readiness.doubt(error);
+    })?;
     engine.writes.is_well();
     Ok(xid)
 }

@@ -39,6 +39,8 @@ pub(crate) struct Feed {
     changed: RwLock<HashMap<i64, u64>>,
     /// When the last read began, in nanoseconds of [`Moment`]; zero: there was none.
     begun_at: AtomicU64,
+    /// When the database last said that it has no epoch, likewise.
+    lost_at: AtomicU64,
     reading: Mutex<Reading>,
 }
 
@@ -63,6 +65,7 @@ impl Default for Feed {
             floor: AtomicU64::new(1),
             changed: RwLock::default(),
             begun_at: AtomicU64::new(0),
+            lost_at: AtomicU64::new(0),
             reading: Mutex::default(),
         }
     }
@@ -127,6 +130,22 @@ impl Feed {
     pub(super) fn age(&self, now: Moment) -> Option<Duration> {
         let begun_at = self.begun_at.load(Ordering::Acquire);
         (begun_at > 0).then(|| now.since(Moment::from_nanos(begun_at)))
+    }
+
+    /// The database was asked, and what is held may be of a life that is over: nobody takes it for valid until a read says
+    /// so.
+    pub(super) fn lose_touch(&self) {
+        let now = Moment::now().as_nanos();
+        self.lost_at.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// For how long nothing is known of what was looked up at `asked_at` and has not changed as far as was read: since the
+    /// last read, or since that lookup.
+    pub(super) fn unknown_for(&self, asked_at: Moment, now: Moment) -> Option<Duration> {
+        let read_at = Moment::from_nanos(self.begun_at.load(Ordering::Acquire));
+        let known_at = asked_at.max(read_at);
+        let lost_at = Moment::from_nanos(self.lost_at.load(Ordering::Acquire));
+        (known_at > lost_at).then(|| now.since(known_at))
     }
 
     /// Under the lock of `reading`.
@@ -274,7 +293,10 @@ async fn read_on(mut reader: Reader) {
                 engine.feed.apply(position.as_ref(), read, begun_at);
                 true
             }
-            None => false,
+            None => {
+                engine.feed.lose_touch();
+                false
+            }
         });
         for done in waiting {
             // who has left does not matter

@@ -29,6 +29,7 @@ mod refresh;
 mod room;
 mod share;
 mod stats;
+mod unconfirmed;
 mod uses;
 mod writer;
 
@@ -69,6 +70,7 @@ use readiness::Readiness;
 use refresh::Refreshes;
 use room::Room;
 use stats::Counters;
+use unconfirmed::Lookout;
 use uses::Uses;
 use writer::Writer;
 
@@ -119,6 +121,7 @@ pub(crate) struct Engine {
     /// What is still to be written, or may become so.
     pending: Gauge,
     reads: Breaker,
+    lookout: Lookout,
     writes: Health,
     claims: Health,
     stats: Counters,
@@ -148,6 +151,7 @@ impl Engine {
             uses: Uses::default(),
             pending: Gauge::default(),
             reads: Breaker::new("reading from the cache"),
+            lookout: Lookout::default(),
             writes: Health::new("writing to the cache"),
             claims: Health::new("claiming leases (one fill over all instances)"),
             stats: Counters::default(),
@@ -252,6 +256,8 @@ impl Engine {
         if self.memory.is_on() {
             self.feed.note(keys);
         }
+        // it can be asked, too
+        self.reads.hurry();
         self.stats.count(|s| &s.invalidations);
         Ok(xid)
     }

@@ -27,6 +27,9 @@ pub(crate) use setters::policy_setters;
 /// Larger bodies are not stored, unless a route says otherwise.
 pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
 
+/// For how long answers may be served at most that nobody can confirm.
+const LONGEST_UNCONFIRMED: Duration = Duration::from_secs(24 * 3600);
+
 /// How many scopes an entry may depend on.
 pub(crate) const MAX_DEPENDENCIES: usize = 64;
 
@@ -69,6 +72,7 @@ pub struct Policy {
     pub(crate) query: Option<QueryRule>,
     pub(crate) max_body: Option<usize>,
     pub(crate) max_staleness: Option<Duration>,
+    pub(crate) stale_if_store_down: Option<Duration>,
     pub(crate) early_refresh: Option<f64>,
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
@@ -269,6 +273,7 @@ impl Policy {
             query,
             max_body,
             max_staleness,
+            stale_if_store_down,
             early_refresh,
             namespace,
             generation,
@@ -317,6 +322,7 @@ impl Policy {
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
             max_staleness: max_staleness.or(base.max_staleness),
+            stale_if_store_down: stale_if_store_down.or(base.stale_if_store_down),
             early_refresh: early_refresh.or(base.early_refresh),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),
@@ -444,6 +450,15 @@ impl Policy {
         wrong(
             is_zero(self.negative_ttl),
             "negative_ttl(0); leave it out, or use at least a second",
+        );
+        wrong(
+            is_zero(self.stale_if_store_down),
+            "stale_if_store_down(0); leave it out, or use at least a second",
+        );
+        wrong(
+            self.stale_if_store_down
+                .is_some_and(|at_most| at_most > LONGEST_UNCONFIRMED),
+            "stale_if_store_down(…) of more than a day; use a time in which somebody mends the database",
         );
         wrong(
             self.early_refresh

@@ -303,6 +303,23 @@ macro_rules! policy_setters {
             self
         }
 
+        /// While the store cannot be asked (not reachable, too slow, no connection free), fresh answers in this instance's
+        /// memory are served all the same, for so long after they were last known to be valid. **What was committed
+        /// since is not seen**: only for routes where an answer of this age is better than asking the inner service.
+        ///
+        /// What this instance itself has changed since is not served even so, and neither are answers that forbid to be
+        /// served stale (`must-revalidate`, `proxy-revalidate`, `no-cache`). One that has expired is served where
+        /// `stale_if_error` allows it, in the place of an error of the inner service. `Cache-Status` says
+        /// `detail=store-down`, and [`Stats::unconfirmed`](crate::Stats::unconfirmed) counts. From the first
+        /// answer of the store on, everything is as strict as before; this instance looks for one ten times a second.
+        ///
+        /// At most a day. Defaults to never: the inner service is asked.
+        #[must_use]
+        pub fn stale_if_store_down(mut self, at_most: std::time::Duration) -> Self {
+            self.policy_mut().stale_if_store_down = Some(at_most);
+            self
+        }
+
         /// Keeps the entries of applications, or of parts of one, apart that share a schema.
         ///
         /// Defaults to the empty one.
