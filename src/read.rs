@@ -372,7 +372,7 @@ impl<S> Call<S> {
         tokio::spawn(refresh(self, errand, request, fill, refreshing));
     }
 
-    /// A fill; after the route's patience has run out, a stale answer goes out and the fill goes on alone.
+    /// A fill; after the route's patience has run out, a stale answer goes out and the fill goes on alone, unless too many do.
     async fn fill_patiently<RequestBody, B>(
         self,
         errand: Errand,
@@ -395,10 +395,15 @@ impl<S> Call<S> {
         let Some((stale, patience)) = stand_in else {
             return self.fill(errand, request, fill).await;
         };
-        let pending = self.cache.cache.engine.begin_work();
+        let engine = self.cache.cache.engine.clone();
+        let Some(place) = engine.may_be_left_alone() else {
+            let filled = tokio::time::timeout(patience, self.fill(errand, request, fill)).await;
+            return filled.unwrap_or(Ok(stale));
+        };
+        let pending = engine.begin_work();
         let mut filling = tokio::spawn(async move {
             let answer = self.fill(errand, request, fill).await;
-            drop(pending);
+            drop((place, pending));
             answer
         });
         match tokio::time::timeout(patience, &mut filling).await {

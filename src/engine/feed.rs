@@ -30,6 +30,9 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
 
+/// How many requests may wait for a read; what comes then has no answer.
+const MAX_WAITING: usize = 65_536;
+
 #[derive(Debug)]
 pub(crate) struct Feed {
     /// The number of the last read that is applied; zero before the first one.
@@ -193,11 +196,25 @@ impl Feed {
     }
 }
 
+impl Reading {
+    fn wait(&mut self) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "too many requests wait for news from the database",
+            ));
+        }
+        let (done, outcome) = oneshot::channel();
+        self.waiting.push(done);
+        Ok(outcome)
+    }
+}
+
 impl Engine {
     /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch. Takes
     /// at most the lookup deadline.
     pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
-        self.next_read().await.unwrap_or_else(|_| {
+        self.next_read()?.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Closed,
                 "the runtime is shutting down",
@@ -205,12 +222,11 @@ impl Engine {
         })
     }
 
-    fn next_read(self: &Arc<Self>) -> oneshot::Receiver<ReadOutcome> {
-        let (done, outcome) = oneshot::channel();
+    fn next_read(self: &Arc<Self>) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
         let mut reading = self.feed.lock();
-        reading.waiting.push(done);
+        let outcome = reading.wait()?;
         self.begin_reading(reading);
-        outcome
+        Ok(outcome)
     }
 
     /// Begins a read, if none is under way.
@@ -365,6 +381,18 @@ mod tests {
         assert!(feed.unchanged_since(checked, &[]).is_some());
         feed.meet(&origin("9:9:", "f"), Moment::now());
         assert_eq!(feed.unchanged_since(checked, &[]), None);
+    }
+
+    #[test]
+    fn so_many_may_wait_for_a_read_and_no_more() {
+        let feed = Feed::default();
+        let mut reading = feed.lock();
+        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| reading.wait()).collect();
+        assert!(waiting.iter().all(Result::is_ok));
+        assert!(reading.wait().is_err());
+        // the next read takes all of them along
+        reading.waiting.clear();
+        assert!(reading.wait().is_ok());
     }
 
     #[test]
