@@ -52,6 +52,7 @@
 //! | parsers of the application's patterns | its routes | | | |
 //! | what a handler says with `CacheScope` | its request | | | |
 //! | entries, bytes, rows of the log in Postgres | 1,000,000, 1 GiB, 1,000,000 | [`max_entries`](crate::PgCacheBuilder::max_entries), [`max_bytes`](crate::PgCacheBuilder::max_bytes), [`max_log_rows`](crate::PgCacheBuilder::max_log_rows) | the least used go; the oldest rows go | `janitor`, `log`: `bound` |
+//! | looks at a replica | 4, each for `lookup_deadline` | | not stored | `replicas`: `a_replica_that_hangs…` |
 //! | housekeeping, vacuuming, listening, looking for the store, preparing | one task each | | | `faults`: `the_last_handle…` |
 
 mod asking;
@@ -74,6 +75,7 @@ mod listen;
 mod memory;
 mod readiness;
 mod refresh;
+mod replica;
 mod room;
 mod share;
 mod stats;
@@ -97,6 +99,7 @@ pub use housekeeping::Cleaned;
 pub(crate) use limit::Place;
 pub(crate) use listen::{Doorbell, Line};
 pub(crate) use refresh::Refreshing;
+pub(crate) use replica::Replica;
 pub(crate) use share::Shared;
 pub use stats::Stats;
 

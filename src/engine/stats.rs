@@ -20,7 +20,7 @@ pub struct Stats {
     /// Answers written to the store.
     pub stored: u64,
     /// Answers that should have been stored and were not: queue full, database unreachable or as full as it
-    /// may be, fill overtaken by a crash or by pruning.
+    /// may be, fill overtaken by a crash or by pruning, or made from what a replica lacked.
     pub dropped: u64,
     /// Entries that this instance removed from the store because there was more than there may be.
     pub evicted: u64,

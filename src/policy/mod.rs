@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::{Extensions, HeaderName, HeaderValue, StatusCode};
 
 use crate::domain::{Domain, Scope};
+use crate::engine::Replica;
 use crate::head::RequestHead;
 use crate::http::reuse::StaleRules;
 use crate::http::storable::{Lifetimes, StoreRules};
@@ -73,6 +74,7 @@ pub struct Policy {
     pub(crate) max_body: Option<usize>,
     pub(crate) max_staleness: Option<Duration>,
     pub(crate) stale_if_store_down: Option<Duration>,
+    pub(crate) snapshot_from: Option<Arc<Replica>>,
     pub(crate) early_refresh: Option<f64>,
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
@@ -274,6 +276,7 @@ impl Policy {
             max_body,
             max_staleness,
             stale_if_store_down,
+            snapshot_from,
             early_refresh,
             namespace,
             generation,
@@ -323,6 +326,7 @@ impl Policy {
             max_body: max_body.or(base.max_body),
             max_staleness: max_staleness.or(base.max_staleness),
             stale_if_store_down: stale_if_store_down.or(base.stale_if_store_down),
+            snapshot_from: snapshot_from.or_else(|| base.snapshot_from.clone()),
             early_refresh: early_refresh.or(base.early_refresh),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),

@@ -320,6 +320,28 @@ macro_rules! policy_setters {
             self
         }
 
+        /// Handlers read from this server, a streaming standby of the one that the cache is on, and not from that one. It
+        /// may not have what was committed a moment ago. So what an answer was made from is asked there, before the
+        /// handler runs; what turns out to lack a change that it depends on is not stored, and a standby that lags
+        /// behind, does not answer within the lookup deadline, was promoted or belongs to another system costs hits.
+        ///
+        /// All that the handler reads has to come from this server, or from the primary: where a pool spreads
+        /// connections over several standbys, another one may have less. Each answer that is stored asks the standby
+        /// twice, on a connection of this pool. A handler that reads from a standby without this setting may have an old answer stored as a
+        /// new one, which is then served until something changes again.
+        ///
+        /// Defaults to none: handlers read from the primary.
+        #[must_use]
+        pub fn snapshot_from<M>(mut self, replica: $crate::bb8::Pool<M>) -> Self
+        where
+            M: $crate::bb8::ManageConnection<Connection = $crate::tokio_postgres::Client>,
+            M::Error: std::error::Error + Send + Sync + 'static,
+        {
+            let replica = $crate::engine::Replica::new(replica);
+            self.policy_mut().snapshot_from = Some(std::sync::Arc::new(replica));
+            self
+        }
+
         /// Keeps the entries of applications, or of parts of one, apart that share a schema.
         ///
         /// Defaults to the empty one.

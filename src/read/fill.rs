@@ -55,6 +55,8 @@ pub(crate) struct Errand {
     no_store: bool,
     /// An answer to POST counts as fresh only if it says so itself.
     explicit_only: bool,
+    /// What the handler reads from can tell what it has.
+    knows_its_source: bool,
     /// A stored beginning; the request asks for the rest.
     pub(super) completes: Option<Arc<Entry>>,
 }
@@ -67,6 +69,10 @@ impl Caching {
         subject: Subject,
         headers: &HeaderMap,
     ) -> Option<(Errand, Fill)> {
+        // what it was made from is not known where the handler may have read from a replica
+        if read.policy.snapshot_from.is_some() {
+            return None;
+        }
         let Asked::Known(fill) = self.look_up(&read, headers).await else {
             return None;
         };
@@ -82,6 +88,7 @@ impl Caching {
             completes: None,
             no_store: false,
             explicit_only: true,
+            knows_its_source: true,
         };
         Some((errand, fill))
     }
@@ -173,13 +180,16 @@ impl<S> Call<S> {
         mut self,
         mut errand: Errand,
         request: Request<RequestBody>,
-        fill: Fill,
+        mut fill: Fill,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        if let Some(replica) = &errand.read.policy.snapshot_from {
+            errand.knows_its_source = fill.look_at(replica).await;
+        }
         let conditionals = errand
             .answers_conditionals
             .then(|| errand.conditionals.clone().unwrap_or_default());
@@ -410,6 +420,9 @@ impl<S> Call<S> {
         if errand.no_store {
             return Err(NotStored::Request);
         }
+        if !errand.knows_its_source {
+            return Err(NotStored::Replica);
+        }
         let has_authorization = errand.fields.contains_key(AUTHORIZATION);
         let mut rules = read.policy.store_rules(remarks.ttl, has_authorization);
         if errand.explicit_only {
@@ -559,6 +572,7 @@ pub(super) fn prepare<RequestBody>(
             why,
             no_store,
             explicit_only: false,
+            knows_its_source: true,
             completes: None,
         },
         request,
