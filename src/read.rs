@@ -419,7 +419,7 @@ impl<S> Call<S> {
 
 async fn refresh<S, RequestBody, B>(
     call: Call<S>,
-    errand: Errand,
+    mut errand: Errand,
     request: Request<RequestBody>,
     mut fill: Fill,
     refreshing: Refreshing,
@@ -429,7 +429,7 @@ async fn refresh<S, RequestBody, B>(
     B::Error: Into<BoxError>,
 {
     let engine = call.cache.cache.engine.clone();
-    if !engine.lead_in_the_background(&mut fill).await {
+    if !engine.lead_in_the_background(&mut fill).await || !errand.look_at_source(&mut fill).await {
         return;
     }
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end

@@ -322,8 +322,7 @@ impl Engine {
         if self.memory.is_on() {
             self.feed.note(keys);
         }
-        // it can be asked, too
-        self.reads.hurry();
+        self.store_has_answered();
         self.stats.count(|s| &s.invalidations);
         Ok(xid)
     }

@@ -76,6 +76,13 @@ impl Engine {
         self.stats.count(|s| &s.unconfirmed);
     }
 
+    /// By other means: whoever comes next asks for himself, where answers have gone out that nobody could confirm.
+    pub(super) fn store_has_answered(&self) {
+        if self.lookout.looked_at.load(Ordering::Acquire) > 0 {
+            self.reads.hurry();
+        }
+    }
+
     fn look_for_the_store(self: &Arc<Self>, now: Moment) {
         let looked_at = Moment::from_nanos(self.lookout.looked_at.load(Ordering::Acquire));
         if now.since(looked_at) < LOOK_EVERY || self.lookout.looking.swap(true, Ordering::AcqRel) {

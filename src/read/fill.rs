@@ -55,8 +55,8 @@ pub(crate) struct Errand {
     no_store: bool,
     /// An answer to POST counts as fresh only if it says so itself.
     explicit_only: bool,
-    /// What the handler reads from can tell what it has.
-    knows_its_source: bool,
+    /// Whether what the handler reads from can tell what it has, once it was asked.
+    knows_its_source: Option<bool>,
     /// A stored beginning; the request asks for the rest.
     pub(super) completes: Option<Arc<Entry>>,
 }
@@ -88,7 +88,7 @@ impl Caching {
             completes: None,
             no_store: false,
             explicit_only: true,
-            knows_its_source: true,
+            knows_its_source: None,
         };
         Some((errand, fill))
     }
@@ -187,9 +187,7 @@ impl<S> Call<S> {
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        if let Some(replica) = &errand.read.policy.snapshot_from {
-            errand.knows_its_source = fill.look_at(replica).await;
-        }
+        errand.look_at_source(&mut fill).await;
         let conditionals = errand
             .answers_conditionals
             .then(|| errand.conditionals.clone().unwrap_or_default());
@@ -420,7 +418,7 @@ impl<S> Call<S> {
         if errand.no_store {
             return Err(NotStored::Request);
         }
-        if !errand.knows_its_source {
+        if errand.knows_its_source == Some(false) {
             return Err(NotStored::Replica);
         }
         let has_authorization = errand.fields.contains_key(AUTHORIZATION);
@@ -488,6 +486,14 @@ impl<S> Call<S> {
 }
 
 impl Errand {
+    /// Right before the handler runs. Whether its answer can be stored, as far as that is known by then.
+    pub(super) async fn look_at_source(&mut self, fill: &mut Fill) -> bool {
+        if let (Some(replica), None) = (&self.read.policy.snapshot_from, self.knows_its_source) {
+            self.knows_its_source = Some(fill.look_at(replica).await);
+        }
+        self.knows_its_source != Some(false)
+    }
+
     /// The stored answer, if it may stand in for an error.
     pub(super) fn stand_in(&self) -> Option<&Entry> {
         let entry = self.stored.as_deref()?;
@@ -572,7 +578,7 @@ pub(super) fn prepare<RequestBody>(
             why,
             no_store,
             explicit_only: false,
-            knows_its_source: true,
+            knows_its_source: None,
             completes: None,
         },
         request,
