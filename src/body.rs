@@ -159,6 +159,11 @@ where
     }
 }
 
+/// A body of more chunks than that pays for each, out of what all bodies share: a chunk is not only its bytes, and may
+/// have none.
+const FREE_CHUNKS: usize = 1024;
+const CHUNK: usize = 2 * size_of::<Bytes>();
+
 /// Reads a body for the store.
 struct Driver<B> {
     body: Pin<Box<B>>,
@@ -166,6 +171,8 @@ struct Driver<B> {
     limits: Limits,
     chunks: VecDeque<Bytes>,
     length: usize,
+    /// How many frames of data there were, empty ones too.
+    frames: usize,
     reservation: Arc<Reservation>,
 }
 
@@ -191,6 +198,7 @@ where
             limits,
             chunks: VecDeque::new(),
             length: 0,
+            frames: 0,
             reservation,
         }
     }
@@ -248,10 +256,13 @@ where
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(mut data) => {
                         let chunk = data.copy_to_bytes(data.remaining());
-                        on_chunk(&chunk);
+                        self.frames += 1;
                         let fits = self.has_room_for(chunk.len());
                         self.length += chunk.len();
-                        self.chunks.push_back(chunk);
+                        if !chunk.is_empty() {
+                            on_chunk(&chunk);
+                            self.chunks.push_back(chunk);
+                        }
                         if !fits {
                             return Poll::Ready(End::Full);
                         }
@@ -267,7 +278,8 @@ where
     }
 
     fn has_room_for(&self, more: usize) -> bool {
-        self.length + more <= self.limits.max && self.reservation.grow(more)
+        let flat_rate = if self.frames > FREE_CHUNKS { CHUNK } else { 0 };
+        self.length + more <= self.limits.max && self.reservation.grow(more + flat_rate)
     }
 
     /// The body of an answer whose reading ended before it was sent.

@@ -3,9 +3,11 @@
 //! 1. What is stored is served, refreshed, revalidated or replaced, as [`reuse`](crate::http::reuse) decides.
 //! 2. Every fill goes through `Call::fill`: on a miss, to revalidate, and in the background.
 //! 3. A stale answer stands in for an error of the inner service where somebody asked for that.
-//! 4. The client's own preconditions and ranges are answered from whatever comes out of it.
+//! 4. While the store cannot be asked, what is in memory may do: see [`store_down`].
+//! 5. The client's own preconditions and ranges are answered from whatever comes out of it.
 
 mod fill;
+mod store_down;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -113,6 +115,11 @@ impl Caching {
                 None => self.look_up(&read, request.headers()).await,
                 Some(reason) => Asked::Unusable(reason),
             };
+            if let Asked::Unusable(Bypass::Store) = asked {
+                if let Some(answer) = self.unconfirmed(&read, request.headers(), &asks) {
+                    return Ok(answer);
+                }
+            }
             let stored = match &asked {
                 Asked::Known(fill) => fill.stored(),
                 Asked::Unusable(_) => None,
@@ -297,9 +304,7 @@ impl<S> Call<S> {
             Asked::Known(fill) => fill,
             Asked::Unusable(_) if asks.only_if_cached => return Ok(self.cache.not_cached()),
             Asked::Unusable(reason) => {
-                return self
-                    .pass_on(reason, Some(Learned::Unusable(reason)), request)
-                    .await;
+                return self.pass_without_store(&read, reason, request).await;
             }
         };
         let (part, stored) = match stored {
@@ -390,7 +395,7 @@ impl<S> Call<S> {
         tokio::spawn(refresh(self, errand, request, fill, refreshing));
     }
 
-    /// A fill; after the route's patience has run out, a stale answer goes out and the fill goes on alone.
+    /// A fill; after the route's patience has run out, a stale answer goes out and the fill goes on alone, unless too many do.
     async fn fill_patiently<RequestBody, B>(
         self,
         errand: Errand,
@@ -413,10 +418,15 @@ impl<S> Call<S> {
         let Some((stale, patience)) = stand_in else {
             return self.fill(errand, request, fill).await;
         };
-        let pending = self.cache.cache.engine.begin_work();
+        let engine = self.cache.cache.engine.clone();
+        let Some(place) = engine.may_be_left_alone() else {
+            let filled = tokio::time::timeout(patience, self.fill(errand, request, fill)).await;
+            return filled.unwrap_or(Ok(stale));
+        };
+        let pending = engine.begin_work();
         let mut filling = tokio::spawn(async move {
             let answer = self.fill(errand, request, fill).await;
-            drop(pending);
+            drop((place, pending));
             answer
         });
         match tokio::time::timeout(patience, &mut filling).await {
@@ -432,7 +442,7 @@ impl<S> Call<S> {
 
 async fn refresh<S, RequestBody, B>(
     call: Call<S>,
-    errand: Errand,
+    mut errand: Errand,
     request: Request<RequestBody>,
     mut fill: Fill,
     refreshing: Refreshing,
@@ -442,7 +452,7 @@ async fn refresh<S, RequestBody, B>(
     B::Error: Into<BoxError>,
 {
     let engine = call.cache.cache.engine.clone();
-    if !engine.lead_in_the_background(&mut fill).await {
+    if !engine.lead_in_the_background(&mut fill).await || !errand.look_at_source(&mut fill).await {
         return;
     }
     // nobody reads the body: a driver, which counts as work of its own, reads it to the end

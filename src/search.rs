@@ -91,7 +91,9 @@ impl Caching {
     {
         let (parts, body) = request.into_parts();
         // without the body there is no request; the client has gone, or has not kept to its Content-Length
-        let Some(question) = collected(body, usize::MAX).await else {
+        let announced = body.size_hint().exact().unwrap_or_default();
+        let longest = usize::try_from(announced).unwrap_or(usize::MAX);
+        let Some(question) = collected(body, longest).await else {
             return Ok(bad_request());
         };
         let made = rebuild_for::<RequestBody>(read.policy.rebuild.as_ref()).and_then(|rebuild| {

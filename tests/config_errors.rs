@@ -50,11 +50,13 @@ enum Wrong {
     OnlyQuery,
     EmptyCookie,
     EmptyQuery,
+    StoreDown,
+    StoreDownForEver,
 }
 
 use Wrong::*;
 
-const WRONG: [Wrong; 14] = [
+const WRONG: [Wrong; 16] = [
     Ttl,
     NegativeTtl,
     UntilInvalidated,
@@ -69,6 +71,8 @@ const WRONG: [Wrong; 14] = [
     OnlyQuery,
     EmptyCookie,
     EmptyQuery,
+    StoreDown,
+    StoreDownForEver,
 ];
 
 impl Wrong {
@@ -88,6 +92,8 @@ impl Wrong {
             OnlyQuery => ["only_query([])", "leave it out"],
             EmptyCookie => ["ignore_cookies", "name something"],
             EmptyQuery => ["only_query", "name something"],
+            StoreDown => ["stale_if_store_down(0)", "leave it out"],
+            StoreDownForEver => ["stale_if_store_down(…)", "more than a day"],
         }
     }
 
@@ -98,6 +104,7 @@ impl Wrong {
             [Ttl, UntilInvalidated],
             [UntilInvalidated, Dependencies],
             [ByTenant, PerPrincipal],
+            [StoreDown, StoreDownForEver],
         ]
         .iter()
         .any(|pair| pair.iter().all(|wrong| both.contains(wrong)))
@@ -122,6 +129,8 @@ macro_rules! spoil {
             OnlyQuery => target.only_query([""; 0]),
             EmptyCookie => target.ignore_cookies(["theme", ""]),
             EmptyQuery => target.only_query(["page", ""]),
+            StoreDown => target.stale_if_store_down(ZERO),
+            StoreDownForEver => target.stale_if_store_down(Duration::MAX),
         }
     }};
 }

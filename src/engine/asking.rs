@@ -1,7 +1,8 @@
 //! Asking for an entry: in memory, and in the store.
 //!
 //! What is in memory is served only after a read of the [feed](super::feed) that is young enough for the request. If that
-//! cannot be had, the store cannot either, and the inner service is asked.
+//! cannot be had, the store cannot either, and the inner service is asked, unless the route would rather have what is
+//! [unconfirmed](super::unconfirmed).
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -98,7 +99,7 @@ impl Engine {
         self.confirmed(&remembered, entry)
     }
 
-    fn remembered(
+    pub(super) fn remembered(
         &self,
         key: Key,
         variant: &(dyn Fn(&[HeaderName]) -> Key + Sync),
@@ -163,12 +164,17 @@ impl Engine {
                 attempt.succeeded();
                 return Some(answer);
             }
-            Ok(None) => self.readiness.forget(),
+            Ok(None) => {
+                self.readiness.forget();
+                self.feed.lose_touch();
+            }
             // it is tried again in its own time, and costs nothing until then
             Err(Fault::Unprepared(error)) => self.note_read_failure(&error),
             Err(Fault::Unanswered(error)) => {
                 self.note_read_failure(&error);
-                self.readiness.doubt(&error);
+                if self.readiness.doubt(&error) {
+                    self.feed.lose_touch();
+                }
                 attempt.failed(&error);
             }
         }

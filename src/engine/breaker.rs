@@ -157,7 +157,9 @@ impl Breaker {
 
     /// The database was found to be well by other means: the next request probes.
     pub(super) fn hurry(&self) {
-        self.lock().hurry(Instant::now());
+        if self.disturbed.load(Ordering::Acquire) {
+            self.lock().hurry(Instant::now());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -10,7 +10,7 @@
 //!    to do, would never come to its end.
 //! 4. What becomes overdue while the task writes is written once more, even if it is the same scope: a fill may
 //!    have begun in between.
-//! 5. The set of overdue scopes is bounded: beyond that everything is overdue.
+//! 5. No more than so many write at a time: what comes beyond that is overdue at once, too. The set of overdue scopes is bounded: beyond that everything is overdue.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::gauge::Token;
+use super::limit::Limit;
 use super::{Engine, in_time};
 use crate::domain::Scope;
 use crate::error::Error;
@@ -25,6 +26,10 @@ use crate::runtime::{CacheScope, Remarks};
 use crate::sync::{Handle, Instant, JoinHandle, Mutex, MutexGuard, sleep};
 
 const MAX_OVERDUE: usize = 4096;
+
+/// How many requests may be writing at once; the changes of those that come then are overdue.
+const MAX_WRITING: usize = 4096;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -32,6 +37,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) struct Changes {
     any_overdue: AtomicBool,
     out_of_reach: AtomicBool,
+    writing: Limit<MAX_WRITING>,
     overdue: Mutex<Overdue>,
 }
 
@@ -263,7 +269,8 @@ impl Drop for ChangeGuard {
 async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Option<u64> {
     let deadline = Instant::now() + engine.settings.change_deadline;
     let mut pause = FIRST_PAUSE;
-    while !engine.changes.out_of_reach.load(Ordering::Acquire) {
+    let place = engine.changes.writing.take();
+    while place.is_some() && !engine.changes.out_of_reach.load(Ordering::Acquire) {
         let left = deadline.saturating_duration_since(Instant::now());
         match attempt(&engine, &scopes, left).await {
             Ok(xid) => return Some(xid),
@@ -289,9 +296,9 @@ async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Re
         engine.readiness.ensure(engine).await?;
         engine.write_down(scopes.to_vec(), within).await
     });
-    let xid = written
-        .await
-        .inspect_err(|error| engine.readiness.doubt(error))?;
+    let xid = written.await.inspect_err(|error| {
+        engine.readiness.doubt(error);
+    })?;
     engine.writes.is_well();
     Ok(xid)
 }

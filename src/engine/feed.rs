@@ -30,6 +30,9 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
 
+/// How many requests may wait for a read; what comes then has no answer.
+const MAX_WAITING: usize = 65_536;
+
 #[derive(Debug)]
 pub(crate) struct Feed {
     /// The number of the last read that is applied; zero before the first one.
@@ -39,6 +42,8 @@ pub(crate) struct Feed {
     changed: RwLock<HashMap<i64, u64>>,
     /// When the last read began, in nanoseconds of [`Moment`]; zero: there was none.
     begun_at: AtomicU64,
+    /// When the database last said that it has no epoch, likewise.
+    lost_at: AtomicU64,
     reading: Mutex<Reading>,
 }
 
@@ -63,6 +68,7 @@ impl Default for Feed {
             floor: AtomicU64::new(1),
             changed: RwLock::default(),
             begun_at: AtomicU64::new(0),
+            lost_at: AtomicU64::new(0),
             reading: Mutex::default(),
         }
     }
@@ -129,6 +135,22 @@ impl Feed {
         (begun_at > 0).then(|| now.since(Moment::from_nanos(begun_at)))
     }
 
+    /// The database was asked, and what is held may be of a life that is over: nobody takes it for valid until a read says
+    /// so.
+    pub(super) fn lose_touch(&self) {
+        let now = Moment::now().as_nanos();
+        self.lost_at.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// For how long nothing is known of what was looked up at `asked_at` and has not changed as far as was read: since the
+    /// last read, or since that lookup.
+    pub(super) fn unknown_for(&self, asked_at: Moment, now: Moment) -> Option<Duration> {
+        let read_at = Moment::from_nanos(self.begun_at.load(Ordering::Acquire));
+        let known_at = asked_at.max(read_at);
+        let lost_at = Moment::from_nanos(self.lost_at.load(Ordering::Acquire));
+        (known_at > lost_at).then(|| now.since(known_at))
+    }
+
     /// Under the lock of `reading`.
     fn begin_anew(&self) {
         let next = self.applied() + 1;
@@ -174,11 +196,25 @@ impl Feed {
     }
 }
 
+impl Reading {
+    fn wait(&mut self) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "too many requests wait for news from the database",
+            ));
+        }
+        let (done, outcome) = oneshot::channel();
+        self.waiting.push(done);
+        Ok(outcome)
+    }
+}
+
 impl Engine {
     /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch. Takes
     /// at most the lookup deadline.
     pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
-        self.next_read().await.unwrap_or_else(|_| {
+        self.next_read()?.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Closed,
                 "the runtime is shutting down",
@@ -186,12 +222,11 @@ impl Engine {
         })
     }
 
-    fn next_read(self: &Arc<Self>) -> oneshot::Receiver<ReadOutcome> {
-        let (done, outcome) = oneshot::channel();
+    fn next_read(self: &Arc<Self>) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
         let mut reading = self.feed.lock();
-        reading.waiting.push(done);
+        let outcome = reading.wait()?;
         self.begin_reading(reading);
-        outcome
+        Ok(outcome)
     }
 
     /// Begins a read, if none is under way.
@@ -274,7 +309,10 @@ async fn read_on(mut reader: Reader) {
                 engine.feed.apply(position.as_ref(), read, begun_at);
                 true
             }
-            None => false,
+            None => {
+                engine.feed.lose_touch();
+                false
+            }
         });
         for done in waiting {
             // who has left does not matter
@@ -343,6 +381,18 @@ mod tests {
         assert!(feed.unchanged_since(checked, &[]).is_some());
         feed.meet(&origin("9:9:", "f"), Moment::now());
         assert_eq!(feed.unchanged_since(checked, &[]), None);
+    }
+
+    #[test]
+    fn so_many_may_wait_for_a_read_and_no_more() {
+        let feed = Feed::default();
+        let mut reading = feed.lock();
+        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| reading.wait()).collect();
+        assert!(waiting.iter().all(Result::is_ok));
+        assert!(reading.wait().is_err());
+        // the next read takes all of them along
+        reading.waiting.clear();
+        assert!(reading.wait().is_ok());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::flight::{Landed, Pilot};
 use super::gauge::Token;
 use super::lease::Lease;
 use super::memory::Standing;
+use super::replica::{Replica, Seen};
 use crate::domain::Scope;
 use crate::http::conditional;
 use crate::http::fields::{encode_head, fields_to_serve};
@@ -26,6 +27,7 @@ use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
 use crate::store::{Checksum, Marker, Origin, Record, Snapshot};
+use crate::sync::Handle;
 
 /// An answer that is being computed.
 pub(crate) struct Fill {
@@ -38,6 +40,8 @@ pub(crate) struct Fill {
     /// Those who wait for it on this instance, and on others.
     pilot: Option<Pilot>,
     lease: Option<Lease>,
+    /// The handler reads from another server.
+    seen: Option<Box<Seen>>,
 }
 
 /// What is written next to an answer.
@@ -55,6 +59,17 @@ pub(crate) struct Label {
     pub(crate) variant: Option<(Vec<HeaderName>, Key)>,
     /// The key of a part of the answer.
     pub(crate) part: Option<Key>,
+}
+
+impl Label {
+    /// What the validity of the answer is judged by.
+    fn all_probes(&self) -> Vec<i64> {
+        let of_scopes = self.scopes.iter().flat_map(Scope::probes);
+        let mut probes: Vec<i64> = self.probes.iter().copied().chain(of_scopes).collect();
+        probes.sort_unstable();
+        probes.dedup();
+        probes
+    }
 }
 
 /// The head of an answer as it is stored.
@@ -83,6 +98,7 @@ impl Fill {
             stored,
             pilot: None,
             lease: None,
+            seen: None,
         }
     }
 
@@ -112,6 +128,12 @@ impl Fill {
     pub(crate) fn seeing(mut self, xid: u64) -> Self {
         self.origin.snapshot = self.origin.snapshot.and(xid);
         self
+    }
+
+    /// The handler, which is about to run, reads from this server. False: the answer cannot be stored.
+    pub(crate) async fn look_at(&mut self, replica: &Arc<Replica>) -> bool {
+        self.seen = self.engine.see(replica, &self.origin).await.map(Box::new);
+        self.seen.is_some()
     }
 
     /// What is stored already, and may be stale or invalid.
@@ -145,8 +167,38 @@ impl Fill {
         self.store(label, freshness, marker, head, answer, freshens);
     }
 
-    /// Hands the answer to the store, to memory, and to those who wait for it.
+    /// Keeps the answer; one that was made from what a replica has, if it is good all the same.
     fn store(
+        mut self,
+        label: Label,
+        freshness: Freshness,
+        marker: Option<Marker>,
+        head: Vec<u8>,
+        answer: Answer,
+        freshens: Option<Checksum>,
+    ) {
+        let Some(seen) = self.seen.take() else {
+            return self.keep(label, freshness, marker, head, answer, freshens);
+        };
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let pending = self.engine.pending.enter();
+        runtime.spawn(async move {
+            let (engine, arrival) = (self.engine.clone(), self.origin.snapshot.clone());
+            let vouched = engine.vouches_for(&seen, label.all_probes(), arrival).await;
+            if let Some(snapshot) = vouched {
+                self.origin.snapshot = snapshot;
+                self.keep(label, freshness, marker, head, answer, freshens);
+            } else {
+                engine.stats.count(|s| &s.dropped);
+            }
+            drop(pending);
+        });
+    }
+
+    /// Hands the answer to the store, to memory, and to those who wait for it.
+    fn keep(
         mut self,
         label: Label,
         freshness: Freshness,
@@ -212,9 +264,10 @@ impl Fill {
         body: Bytes,
         freshens: Option<Checksum>,
     ) -> Record {
+        let probes = label.all_probes();
         let Label {
             scopes,
-            mut probes,
+            probes: _,
             authority,
             path,
             route,
@@ -229,9 +282,6 @@ impl Fill {
             keep,
             revalidatable,
         } = freshness;
-        probes.extend(scopes.iter().flat_map(Scope::probes));
-        probes.sort_unstable();
-        probes.dedup();
         Record {
             key,
             origin: self.origin,

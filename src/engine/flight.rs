@@ -26,6 +26,9 @@ use crate::sync::{Mutex, MutexGuard};
 const UNSTORABLE_FOR: Duration = Duration::from_secs(10);
 const UNSTORABLE_KEYS: usize = 10_000;
 
+/// How many flights there may be. Those who fill another key then do so alone.
+const MAX_FLIGHTS: usize = 10_000;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Flights(Arc<Inner>);
 
@@ -87,8 +90,11 @@ impl Default for Flights {
 
 impl Flights {
     pub(crate) fn board(&self, key: Key) -> Boarded {
-        match self.0.lock().entry(key) {
+        let mut flying = self.0.lock();
+        let is_full = flying.len() >= MAX_FLIGHTS;
+        match flying.entry(key) {
             Slot::Occupied(flight) => Boarded::Follower(flight.get().clone()),
+            Slot::Vacant(_) if is_full => Boarded::Alone,
             // after the lock: a flight says so before it ends
             Slot::Vacant(_) if self.0.is_unstorable(&key) => Boarded::Alone,
             Slot::Vacant(free) => {
@@ -165,4 +171,49 @@ pub(crate) async fn outcome(mut flight: watch::Receiver<Outcome>) -> Outcome {
         .await;
     // the pilot always sends; but if not, it is gone
     ended.map_or(Outcome::Abandoned, |outcome| outcome.clone())
+}
+
+#[cfg(all(test, not(shuttle)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn key(n: usize) -> Key {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        Key::from_bytes(&bytes).unwrap()
+    }
+
+    fn pilot(flights: &Flights, n: usize) -> Option<Pilot> {
+        match flights.board(key(n)) {
+            Boarded::Pilot(pilot) => Some(pilot),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn beyond_so_many_flights_everybody_fills_alone() {
+        let flights = Flights::default();
+        let mut pilots: Vec<_> = (0..MAX_FLIGHTS).map(|n| pilot(&flights, n)).collect();
+        assert!(pilots.iter().all(Option::is_some));
+        assert!(matches!(flights.board(key(MAX_FLIGHTS)), Boarded::Alone));
+        assert!(matches!(flights.board(key(0)), Boarded::Follower(_)));
+        drop(pilots.pop());
+        assert!(pilot(&flights, MAX_FLIGHTS).is_some());
+    }
+
+    #[test]
+    fn no_more_keys_are_remembered_than_that() {
+        let flights = Flights::default();
+        for n in 0..3 * UNSTORABLE_KEYS {
+            let mut pilot = pilot(&flights, n).unwrap();
+            pilot.has_answer();
+        }
+        let remembered = flights.0.unstorable.len();
+        assert!(
+            (UNSTORABLE_KEYS / 2..=UNSTORABLE_KEYS).contains(&remembered),
+            "{remembered}"
+        );
+        assert!(flights.0.lock().is_empty());
+    }
 }

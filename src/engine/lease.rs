@@ -4,16 +4,23 @@
 //!    again until the answer is there, the lease is free, or the patience has run out; then it fills as well.
 //! 2. A lease is given back in the transaction that stores the answer. Whoever claims it afterwards and has not seen that
 //!    answer yet is told to look again.
-//! 3. The lease of an instance that has died expires on the database's clock.
+//! 3. The lease of an instance that has died expires on the database's clock, and so does one that cannot be given back.
 //! 4. There is no session state. A claim that fails, for whatever reason, costs a second fill and nothing else.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use super::Engine;
+use super::limit::Limit;
 use crate::key::Key;
 use crate::store::{Claimed, Snapshot};
 use crate::sync::{Handle, spawn};
+
+/// How many leases are given back at the same time; the others have to expire.
+const MAX_GIVING_BACK: usize = 1024;
+
+/// Those that are being given back.
+pub(super) type GivingBack = Limit<MAX_GIVING_BACK>;
 
 /// What a claim came to.
 #[derive(Debug)]
@@ -56,6 +63,9 @@ impl Drop for Lease {
         if self.is_over {
             return;
         }
+        let Some(place) = self.engine.giving_back.take() else {
+            return;
+        };
         // outside a runtime it expires
         if let Ok(runtime) = Handle::try_current() {
             let (engine, key, holder) = (self.engine.clone(), self.key, self.holder);
@@ -65,7 +75,7 @@ impl Drop for Lease {
                 if let Err(error) = engine.store.give_back(key, holder, within).await {
                     tracing::debug!(%error, "a lease was not given back and has to expire");
                 }
-                drop(pending);
+                drop((place, pending));
             });
         }
     }

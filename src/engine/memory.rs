@@ -3,6 +3,7 @@
 //! 1. An answer enters with the number of the read of the [feed](super::feed) that was applied before its lookup was
 //!    sent. It is served if it holds as of a read that began after the request arrived, or, where the route
 //!    says so, not longer ago than `max_staleness`.
+//!    (While the store cannot be asked, a route may have it otherwise: see [`unconfirmed`](super::unconfirmed).)
 //! 2. Only what is fresh is served from here; whatever else there is to do with an answer begins in the store.
 //! 3. Its age counts from when the lookup was sent, on this instance's own clock.
 //! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest;
@@ -138,6 +139,10 @@ impl Remembered {
             checksum: None,
             snapshot: None,
         }
+    }
+
+    pub(super) const fn asked_at(&self) -> Moment {
+        self.asked_at
     }
 
     /// Whether it holds as of the last read of the feed.

@@ -7,6 +7,54 @@
 //! 3. What a commit invalidated is decided in the store. What this instance failed to write down so far
 //!    ([`changes`]) is decided here.
 
+//!
+//! # Bounds
+//!
+//! Everything that grows with requests has a bound, here and in the modules around. To reach one costs hits, or speed,
+//! and nothing else. Tests are named with their file; those in `src` are in the module itself.
+//!
+//! | what | bound | setting | beyond it | test |
+//! |---|---|---|---|---|
+//! | answers in memory | 64 MiB | [`memory`](crate::PgCacheBuilder::memory) | the least used go | `memory`: `memory_is_bounded_by_bytes` |
+//! | what URIs vary with | 10,000 URIs | | a lookup takes two statements | here |
+//! | keys changed in the feed | 200,000 | | memory begins anew | `feed` |
+//! | changes in one read of the feed | 40,000 keys | | memory begins anew | `memory`: `a_gap_in_the_feed…` |
+//! | requests that wait for a read | 65,536, each half of `lookup_deadline` | | passed on | `feed` |
+//! | reads of the feed under way | 1, also when it hangs | | | `limits`: `a_feed_that_hangs…` |
+//! | lookups that wait | 8,192, each for [`lookup_deadline`](crate::PgCacheBuilder::lookup_deadline) | | passed on | `limits`: `beyond_so_many_lookups…` |
+//! | lookups in a statement | 64 | | the next statement | `lookups` |
+//! | connections that look up | half of the pool, 1 to 4 | [`lookup_connections`](crate::PgCacheBuilder::lookup_connections) | lookups wait | `lookups` |
+//! | other statements under way | the pool; each waits for a connection until its deadline | [`store_deadline`](crate::PgCacheBuilder::store_deadline) | fails | `faults`: `a_server_that_hangs…` |
+//! | flights | 10,000 keys | | who fills does so alone | `flight` |
+//! | keys known not to be stored | 10,000, for 10 s | | somebody waits in vain | `flight` |
+//! | waiting for a flight or a lease | 5 s, 2 disappointments | [`lease_wait`](crate::PgCacheBuilder::lease_wait) | the handler | `stampede`: `an_answer_that_never_comes…` |
+//! | a lease | 10 s | [`lease_life`](crate::PgCacheBuilder::lease_life) | somebody else fills | `stampede`: `the_lease_of_an_instance…` |
+//! | leases being given back | 1,024, each for `store_deadline` | | they expire | `limit` |
+//! | answers to be stored | 1,024, 32 MiB | [`store_queue`](crate::PgCacheBuilder::store_queue) | not stored | `faults`: `a_full_queue…` |
+//! | answers in a transaction | 32, and 1 % of `max_bytes`, `max_entries` | | the next one | `janitor`: `bounds` |
+//! | waiting for room in the store | 2 s | | not stored | `janitor`: `disk` |
+//! | changes being written | 4,096, each for [`change_deadline`](crate::PgCacheBuilder::change_deadline) | | overdue at once | `limits`: `beyond_so_many_that_write…` |
+//! | overdue changes | 4,096 scopes, one task | | everything is overdue | `limits`: `beyond_so_many_overdue…` |
+//! | background fills | 256 | | stale answers are served and refreshed later | `limits`: `so_many_answers…` |
+//! | fills after `stale_if_error_after` | 256 | | given up with their request | `limits`: `of_the_fills…` |
+//! | invalid entries known since when | 10,000, an hour if there are more | | not served invalidated | `refresh` |
+//! | uses being counted | 1,000 keys | | not counted | `uses` |
+//! | bodies on their way | 64 MiB, with 64 bytes for each chunk but the first 1,024 | [`fill_memory`](crate::PgCacheBuilder::fill_memory) | passed through | `bodies`: `memory_for_bodies…`, `limits`: `chunks_take_room…` |
+//! | a body | 1 MiB | [`max_body`](crate::PgCacheLayer::max_body) | passed through | `bodies`: `a_body_that_is_too_big…` |
+//! | a body that nobody reads | `store_deadline` | | given up | `faults`: `clients_that_leave…` |
+//! | a question (QUERY, POST) | 64 KiB, and what it says of itself | [`safe_post`](crate::PgCacheLayer::safe_post) | passed through; 400 | `search`, `limits`: `a_question…` |
+//! | dependencies of an answer | 64 | | not stored | `limits`: `an_answer_depends…` |
+//! | transactions in a snapshot | 64 in progress | | sees less | `store::snapshot` |
+//! | variants of a URI | 32 | | the oldest goes | `semantics`: `the_latest_32_variants…` |
+//! | groups in a field | 1,024 | | the others are not read (RFC 9875 §2) | `http::structured` |
+//! | parts of a range | 16 | | all of the answer | `http::range` |
+//! | explanations of a layer | 256 | | none | `policy`: `a_layer_gives_so_many…` |
+//! | parsers of the application's patterns | its routes | | | |
+//! | what a handler says with `CacheScope` | its request | | | |
+//! | entries, bytes, rows of the log in Postgres | 1,000,000, 1 GiB, 1,000,000 | [`max_entries`](crate::PgCacheBuilder::max_entries), [`max_bytes`](crate::PgCacheBuilder::max_bytes), [`max_log_rows`](crate::PgCacheBuilder::max_log_rows) | the least used go; the oldest rows go | `janitor`, `log`: `bound` |
+//! | looks at a replica | 4, each for `lookup_deadline` | | not stored | `replicas`: `a_replica_that_hangs…` |
+//! | housekeeping, vacuuming, listening, looking for the store, preparing | one task each | | | `faults`: `the_last_handle…` |
+
 mod asking;
 mod breaker;
 mod capabilities;
@@ -22,13 +70,16 @@ mod housekeeping;
 #[cfg(all(test, shuttle))]
 mod interleaved;
 mod lease;
+mod limit;
 mod listen;
 mod memory;
 mod readiness;
 mod refresh;
+mod replica;
 mod room;
 mod share;
 mod stats;
+mod unconfirmed;
 mod uses;
 mod writer;
 
@@ -45,8 +96,10 @@ pub(crate) use changes::ChangeGuard;
 pub(crate) use entry::{Answer, Entry};
 pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;
+pub(crate) use limit::Place;
 pub(crate) use listen::{Doorbell, Line};
 pub(crate) use refresh::Refreshing;
+pub(crate) use replica::Replica;
 pub(crate) use share::Shared;
 pub use stats::Stats;
 
@@ -62,18 +115,23 @@ use feed::Feed;
 use flight::Flights;
 use gauge::{Gauge, Token};
 use health::Health;
-use lease::Lease;
+use lease::{GivingBack, Lease};
+use limit::Limit;
 use listen::Listener;
 use memory::{Memory, Standing};
 use readiness::Readiness;
 use refresh::Refreshes;
 use room::Room;
 use stats::Counters;
+use unconfirmed::Lookout;
 use uses::Uses;
 use writer::Writer;
 
 /// For how many URIs an instance remembers what their answers vary with.
 const VARYING_URIS: usize = 10_000;
+
+/// How many fills may go on for nobody: as many as there are refreshes.
+const MAX_LEFT_ALONE: usize = 256;
 
 /// What the builder decided.
 #[derive(Debug, Clone)]
@@ -119,6 +177,7 @@ pub(crate) struct Engine {
     /// What is still to be written, or may become so.
     pending: Gauge,
     reads: Breaker,
+    lookout: Lookout,
     writes: Health,
     claims: Health,
     stats: Counters,
@@ -128,6 +187,9 @@ pub(crate) struct Engine {
     feed: Feed,
     memory: Memory,
     flights: Flights,
+    giving_back: GivingBack,
+    /// Fills that go on although their request has been answered with something else.
+    left_alone: Limit<MAX_LEFT_ALONE>,
     listener: Listener,
     closed: AtomicBool,
     enabled: AtomicBool,
@@ -148,6 +210,7 @@ impl Engine {
             uses: Uses::default(),
             pending: Gauge::default(),
             reads: Breaker::new("reading from the cache"),
+            lookout: Lookout::default(),
             writes: Health::new("writing to the cache"),
             claims: Health::new("claiming leases (one fill over all instances)"),
             stats: Counters::default(),
@@ -155,6 +218,8 @@ impl Engine {
             refreshes: Refreshes::default(),
             feed: Feed::default(),
             flights: Flights::default(),
+            giving_back: GivingBack::default(),
+            left_alone: Limit::default(),
             listener: Listener::default(),
             memory,
             closed: AtomicBool::new(false),
@@ -195,6 +260,11 @@ impl Engine {
     /// How long this instance has known that a commit has invalidated an entry; `None` if it cannot remember.
     pub(crate) fn known_invalid_for(&self, entry: &Entry) -> Option<Duration> {
         self.refreshes.known_invalid_for(entry.key, entry.checksum?)
+    }
+
+    /// A fill that may go on when nobody waits for it any more; `None`: there are too many of them.
+    pub(crate) fn may_be_left_alone(&self) -> Option<Place> {
+        self.left_alone.take()
     }
 
     /// Something that may lead to a store; [`settled`](Self::settled) waits for it.
@@ -252,6 +322,7 @@ impl Engine {
         if self.memory.is_on() {
             self.feed.note(keys);
         }
+        self.store_has_answered();
         self.stats.count(|s| &s.invalidations);
         Ok(xid)
     }
@@ -392,5 +463,27 @@ impl std::fmt::Debug for Engine {
             .field("store", &self.store)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_so_many_uris_it_is_known_what_they_vary_with() {
+        let varying = &crate::PgCache::disabled().engine.varying;
+        for n in 0..3 * VARYING_URIS {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            let fields = [http::header::ACCEPT_ENCODING];
+            varying.insert(Key::from_bytes(&bytes).unwrap(), fields.into());
+        }
+        let known = varying.len();
+        assert!(
+            (VARYING_URIS / 2..=VARYING_URIS).contains(&known),
+            "{known}"
+        );
     }
 }

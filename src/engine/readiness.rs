@@ -84,17 +84,19 @@ impl Readiness {
         }
     }
 
-    /// An error that may mean that the schema is gone.
-    pub(crate) fn doubt(&self, error: &Error) {
+    /// An error that may mean that the schema is gone; whether it does.
+    pub(crate) fn doubt(&self, error: &Error) -> bool {
         let gone = [
             SqlState::UNDEFINED_TABLE,
             SqlState::INVALID_SCHEMA_NAME,
             SqlState::UNDEFINED_FUNCTION,
             SqlState::UNDEFINED_COLUMN,
         ];
-        if error.sql_state().is_some_and(|state| gone.contains(state)) {
+        let is_gone = error.sql_state().is_some_and(|state| gone.contains(state));
+        if is_gone {
             self.forget();
         }
+        is_gone
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -81,3 +81,22 @@ impl Drop for Refreshing {
         self.refreshes.lock().running.remove(&self.key);
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_so_many_invalid_entries_is_known_since_when_and_of_no_more() {
+        let refreshes = Refreshes::default();
+        let known = |n: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            refreshes.known_invalid_for(Key::from_bytes(&bytes).unwrap(), [0; 16])
+        };
+        assert!((0..MAX_INVALID).all(|n| known(n).is_some()));
+        assert_eq!(known(MAX_INVALID), None);
+        assert!(known(0).is_some_and(|known| known > Duration::ZERO));
+    }
+}

@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Stats {
     /// Requests answered from the cache.
     pub hits: u64,
+    /// Answers given from memory while the store could not be asked
+    /// ([`stale_if_store_down`](crate::PgCacheLayer::stale_if_store_down)).
+    pub unconfirmed: u64,
     /// Requests that the cache could have answered, had it had an entry.
     pub misses: u64,
     /// Requests that were neither looked up nor stored.
@@ -17,7 +20,7 @@ pub struct Stats {
     /// Answers written to the store.
     pub stored: u64,
     /// Answers that should have been stored and were not: queue full, database unreachable or as full as it
-    /// may be, fill overtaken by a crash or by pruning.
+    /// may be, fill overtaken by a crash or by pruning, or made from what a replica lacked.
     pub dropped: u64,
     /// Entries that this instance removed from the store because there was more than there may be.
     pub evicted: u64,
@@ -34,6 +37,7 @@ pub struct Stats {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) hits: AtomicU64,
+    pub(crate) unconfirmed: AtomicU64,
     pub(crate) misses: AtomicU64,
     pub(crate) bypasses: AtomicU64,
     pub(crate) waiting: AtomicU64,
@@ -62,6 +66,7 @@ impl Counters {
     pub(crate) fn read(&self) -> Stats {
         let Self {
             hits,
+            unconfirmed,
             misses,
             bypasses,
             waiting,
@@ -74,6 +79,7 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             hits: read(hits),
+            unconfirmed: read(unconfirmed),
             misses: read(misses),
             bypasses: read(bypasses),
             waiting: read(waiting),

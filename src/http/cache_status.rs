@@ -135,6 +135,8 @@ impl Forward {
 pub(crate) enum CacheStatus {
     /// Answered from the store.
     Hit { condition: Condition },
+    /// Answered from memory, since the store could not be asked.
+    Unconfirmed { condition: Condition },
     /// Answered by what another request has had computed, on this instance or another (RFC 9211 §2.6).
     Collapsed { why: Forward },
     /// Answered by the inner service; the answer is being stored.
@@ -184,6 +186,11 @@ impl CacheStatus {
                     condition.stale_for.as_secs().max(1)
                 )
             }
+            Self::Unconfirmed { condition } => write!(
+                member,
+                "; hit; ttl={}; detail=store-down",
+                condition.fresh_for.as_secs()
+            ),
             Self::Collapsed { why } => write!(member, "; fwd={}; collapsed", why.as_str()),
             Self::Stored { why, status } => {
                 write!(
@@ -269,6 +276,10 @@ mod tests {
         assert_eq!(
             member(CacheStatus::Hit { condition: stale }),
             "pgcache; hit; ttl=-7"
+        );
+        assert_eq!(
+            member(CacheStatus::Unconfirmed { condition: FRESH }),
+            "pgcache; hit; ttl=1; detail=store-down"
         );
         assert_eq!(
             member(CacheStatus::Collapsed { why }),

@@ -79,6 +79,8 @@ pub enum NotStored {
     Condition,
     /// More than 64 scopes that the answer depends on.
     TooManyDependencies,
+    /// The replica that the handler reads from could not say what it has, or is none.
+    Replica,
 }
 
 impl NotStored {
@@ -101,6 +103,7 @@ impl NotStored {
             Self::TooLarge => "too-large",
             Self::Condition => "store-if",
             Self::TooManyDependencies => "too-many-dependencies",
+            Self::Replica => "replica",
         }
     }
 
@@ -134,6 +137,10 @@ impl NotStored {
             Self::TooLarge => "raise max_body(…), or add bypass() to the route",
             Self::Condition => "the route's store_if says no",
             Self::TooManyDependencies => "depend on a domain instead of on its entities",
+            Self::Replica => {
+                "the pool of snapshot_from(…) gave no answer in time, or leads to another primary: give it one standby \
+                 of the server that the cache is on"
+            }
         }
     }
 }

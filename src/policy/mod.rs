@@ -14,6 +14,7 @@ use std::time::Duration;
 use http::{Extensions, HeaderName, HeaderValue, StatusCode};
 
 use crate::domain::{Domain, Scope};
+use crate::engine::Replica;
 use crate::head::RequestHead;
 use crate::http::reuse::StaleRules;
 use crate::http::storable::{Lifetimes, StoreRules};
@@ -26,6 +27,9 @@ pub(crate) use setters::policy_setters;
 
 /// Larger bodies are not stored, unless a route says otherwise.
 pub(crate) const DEFAULT_MAX_BODY: usize = 1 << 20;
+
+/// For how long answers may be served at most that nobody can confirm.
+const LONGEST_UNCONFIRMED: Duration = Duration::from_secs(24 * 3600);
 
 /// How many scopes an entry may depend on.
 pub(crate) const MAX_DEPENDENCIES: usize = 64;
@@ -69,6 +73,8 @@ pub struct Policy {
     pub(crate) query: Option<QueryRule>,
     pub(crate) max_body: Option<usize>,
     pub(crate) max_staleness: Option<Duration>,
+    pub(crate) stale_if_store_down: Option<Duration>,
+    pub(crate) snapshot_from: Option<Arc<Replica>>,
     pub(crate) early_refresh: Option<f64>,
     pub(crate) namespace: Option<String>,
     pub(crate) generation: Option<String>,
@@ -269,6 +275,8 @@ impl Policy {
             query,
             max_body,
             max_staleness,
+            stale_if_store_down,
+            snapshot_from,
             early_refresh,
             namespace,
             generation,
@@ -317,6 +325,8 @@ impl Policy {
             query: query.or_else(|| base.query.clone()),
             max_body: max_body.or(base.max_body),
             max_staleness: max_staleness.or(base.max_staleness),
+            stale_if_store_down: stale_if_store_down.or(base.stale_if_store_down),
+            snapshot_from: snapshot_from.or_else(|| base.snapshot_from.clone()),
             early_refresh: early_refresh.or(base.early_refresh),
             namespace: namespace.or_else(|| base.namespace.clone()),
             generation: generation.or_else(|| base.generation.clone()),
@@ -444,6 +454,15 @@ impl Policy {
         wrong(
             is_zero(self.negative_ttl),
             "negative_ttl(0); leave it out, or use at least a second",
+        );
+        wrong(
+            is_zero(self.stale_if_store_down),
+            "stale_if_store_down(0); leave it out, or use at least a second",
+        );
+        wrong(
+            self.stale_if_store_down
+                .is_some_and(|at_most| at_most > LONGEST_UNCONFIRMED),
+            "stale_if_store_down(…) of more than a day; use a time in which somebody mends the database",
         );
         wrong(
             self.early_refresh

@@ -303,6 +303,45 @@ macro_rules! policy_setters {
             self
         }
 
+        /// While the store cannot be asked (not reachable, too slow, no connection free), fresh answers in this instance's
+        /// memory are served all the same, for so long after they were last known to be valid. **What was committed
+        /// since is not seen**: only for routes where an answer of this age is better than asking the inner service.
+        ///
+        /// What this instance itself has changed since is not served even so, and neither are answers that forbid to be
+        /// served stale (`must-revalidate`, `proxy-revalidate`, `no-cache`). One that has expired is served where
+        /// `stale_if_error` allows it, in the place of an error of the inner service. `Cache-Status` says
+        /// `detail=store-down`, and [`Stats::unconfirmed`](crate::Stats::unconfirmed) counts. From the first
+        /// answer of the store on, everything is as strict as before; this instance looks for one ten times a second.
+        ///
+        /// At most a day. Defaults to never: the inner service is asked.
+        #[must_use]
+        pub fn stale_if_store_down(mut self, at_most: std::time::Duration) -> Self {
+            self.policy_mut().stale_if_store_down = Some(at_most);
+            self
+        }
+
+        /// Handlers read from this server, a streaming standby of the one that the cache is on, and not from that one. It
+        /// may not have what was committed a moment ago. So what an answer was made from is asked there, before the
+        /// handler runs; what turns out to lack a change that it depends on is not stored, and a standby that lags
+        /// behind, does not answer within the lookup deadline, was promoted or belongs to another system costs hits.
+        ///
+        /// All that the handler reads has to come from this server, or from the primary: where a pool spreads
+        /// connections over several standbys, another one may have less. Each answer that is stored asks the standby
+        /// twice, on a connection of this pool. A handler that reads from a standby without this setting may have an old answer stored as a
+        /// new one, which is then served until something changes again.
+        ///
+        /// Defaults to none: handlers read from the primary.
+        #[must_use]
+        pub fn snapshot_from<M>(mut self, replica: $crate::bb8::Pool<M>) -> Self
+        where
+            M: $crate::bb8::ManageConnection<Connection = $crate::tokio_postgres::Client>,
+            M::Error: std::error::Error + Send + Sync + 'static,
+        {
+            let replica = $crate::engine::Replica::new(replica);
+            self.policy_mut().snapshot_from = Some(std::sync::Arc::new(replica));
+            self
+        }
+
         /// Keeps the entries of applications, or of parts of one, apart that share a schema.
         ///
         /// Defaults to the empty one.

@@ -55,6 +55,8 @@ pub(crate) struct Errand {
     no_store: bool,
     /// An answer to POST counts as fresh only if it says so itself.
     explicit_only: bool,
+    /// Whether what the handler reads from can tell what it has, once it was asked.
+    knows_its_source: Option<bool>,
     /// A stored beginning; the request asks for the rest.
     pub(super) completes: Option<Arc<Entry>>,
 }
@@ -67,6 +69,10 @@ impl Caching {
         subject: Subject,
         headers: &HeaderMap,
     ) -> Option<(Errand, Fill)> {
+        // what it was made from is not known where the handler may have read from a replica
+        if read.policy.snapshot_from.is_some() {
+            return None;
+        }
         let Asked::Known(fill) = self.look_up(&read, headers).await else {
             return None;
         };
@@ -82,6 +88,7 @@ impl Caching {
             completes: None,
             no_store: false,
             explicit_only: true,
+            knows_its_source: None,
         };
         Some((errand, fill))
     }
@@ -173,13 +180,14 @@ impl<S> Call<S> {
         mut self,
         mut errand: Errand,
         request: Request<RequestBody>,
-        fill: Fill,
+        mut fill: Fill,
     ) -> Result<Response<ResponseBody<B>>, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>>,
         B: Body + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        errand.look_at_source(&mut fill).await;
         let conditionals = errand
             .answers_conditionals
             .then(|| errand.conditionals.clone().unwrap_or_default());
@@ -410,6 +418,9 @@ impl<S> Call<S> {
         if errand.no_store {
             return Err(NotStored::Request);
         }
+        if errand.knows_its_source == Some(false) {
+            return Err(NotStored::Replica);
+        }
         let has_authorization = errand.fields.contains_key(AUTHORIZATION);
         let mut rules = read.policy.store_rules(remarks.ttl, has_authorization);
         if errand.explicit_only {
@@ -475,6 +486,14 @@ impl<S> Call<S> {
 }
 
 impl Errand {
+    /// Right before the handler runs. Whether its answer can be stored, as far as that is known by then.
+    pub(super) async fn look_at_source(&mut self, fill: &mut Fill) -> bool {
+        if let (Some(replica), None) = (&self.read.policy.snapshot_from, self.knows_its_source) {
+            self.knows_its_source = Some(fill.look_at(replica).await);
+        }
+        self.knows_its_source != Some(false)
+    }
+
     /// The stored answer, if it may stand in for an error.
     pub(super) fn stand_in(&self) -> Option<&Entry> {
         let entry = self.stored.as_deref()?;
@@ -559,6 +578,7 @@ pub(super) fn prepare<RequestBody>(
             why,
             no_store,
             explicit_only: false,
+            knows_its_source: None,
             completes: None,
         },
         request,

@@ -21,6 +21,7 @@ mod lookup;
 pub(crate) mod model;
 mod patience;
 mod reply;
+mod replica;
 mod schema;
 mod snapshot;
 mod timer;
@@ -44,6 +45,7 @@ pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
+pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Marker, Record, Volume};

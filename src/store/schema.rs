@@ -80,6 +80,7 @@ pub(super) struct Sql {
     pub(super) give_back: String,
     pub(super) give_back_with_answer: String,
     pub(super) unchanged_between: String,
+    pub(super) vouch: String,
     pub(super) store: String,
     pub(super) store_marker: String,
     pub(super) freshen: String,
@@ -118,6 +119,7 @@ impl Sql {
                 "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE key = $1 AND holder = $2",
             ),
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
+            vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
             feed_kept: Kept::new(
                 "pg_snapshot, integer",

@@ -17,6 +17,16 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// From the text of one that was taken during recovery. What it says of transactions in progress cannot be relied on
+    /// there; that all below its `xmin` have ended can.
+    pub(super) fn in_recovery(text: &str) -> Result<Self, ()> {
+        let xmin = text.split(':').next().unwrap_or_default();
+        Ok(Self {
+            xmax: xmin.parse().map_err(|_| ())?,
+            xip: Vec::new(),
+        })
+    }
+
     /// Keeps the oldest transactions in progress and lowers `xmax` to the next.
     fn capped(mut self) -> Self {
         if let Some(&next) = self.xip.get(MAX_IN_PROGRESS) {
@@ -113,6 +123,14 @@ mod tests {
         for bad in ["", "1", "1:2", "1:2:3", "1:5:4,3", "a:b:", "1:2:x", "-1:2:"] {
             assert!(bad.parse::<Snapshot>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_taken_in_recovery_sees_nothing_from_xmin_on() {
+        let taken = Snapshot::in_recovery("10:20:12,14").expect("a snapshot");
+        assert_eq!(taken.to_string(), "10:10:");
+        assert!(taken.sees(9) && !taken.sees(10) && !taken.sees(11));
+        assert!(Snapshot::in_recovery("x:20:").is_err());
     }
 
     #[test]

@@ -110,6 +110,21 @@ async fn what_is_not_stored_is_explained_once_for_each_route_and_reason() {
 }
 
 #[tokio::test]
+async fn a_layer_gives_so_many_explanations_and_no_more() {
+    let stage = Stage::new().await;
+    let (log, _guard) = Log::start();
+    let routes = (0..300).fold(Router::new(), |app, n| {
+        app.route(&format!("/{n}"), get(obey))
+    });
+    let app = routes.layer(stage.layer());
+    for n in 0..300 {
+        let cookie = [("x-say-set-cookie", "a=b")];
+        ask(&app, "GET", &format!("/{n}"), &cookie).await;
+    }
+    assert_eq!(log.lines_with("set cookies in answers of their own"), 256);
+}
+
+#[tokio::test]
 async fn what_never_came_to_use_is_listed() {
     let stage = Stage::new().await;
     let app = Router::new()

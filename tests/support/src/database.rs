@@ -49,6 +49,18 @@ impl Database {
         }
     }
 
+    /// The same one on a server that has a copy of it.
+    pub(crate) fn elsewhere(&self, config: &Config, url: &str) -> Self {
+        let mut config = config.clone();
+        config.dbname(&self.name);
+        Self {
+            url: with_database(url, &self.name),
+            name: self.name.clone(),
+            config,
+            _guard: None,
+        }
+    }
+
     /// Its name, unique on its server.
     pub fn name(&self) -> &str {
         &self.name
@@ -73,6 +85,11 @@ impl Database {
         connect(&self.config)
             .await
             .unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// A connection, if there is one to be had: a standby may not have the database yet.
+    pub async fn try_connect(&self) -> Option<Client> {
+        connect(&self.config).await.ok()
     }
 
     /// A pool of at most `size` connections, which are made when they are needed. Getting one may take 30 s.

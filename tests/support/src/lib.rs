@@ -39,6 +39,7 @@ pub mod processes;
 pub mod random;
 mod server;
 mod shared;
+mod standby;
 mod target;
 mod template;
 mod user;

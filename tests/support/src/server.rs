@@ -39,6 +39,8 @@ pub struct Options {
     pub config: Vec<(String, String)>,
     /// The major version. Defaults to `PG_MAJOR`, else to the one that is found first.
     pub major: Option<u32>,
+    /// Whether the server is made anew, with a system identifier of its own, and not from a copy.
+    pub own_identity: bool,
 }
 
 impl Options {
@@ -62,7 +64,14 @@ impl Options {
         self
     }
 
-    fn all_config(&self) -> Vec<(String, String)> {
+    /// Asks for a server with a system identifier of its own, which takes a second or two.
+    #[must_use]
+    pub fn own_identity(mut self) -> Self {
+        self.own_identity = true;
+        self
+    }
+
+    pub(crate) fn all_config(&self) -> Vec<(String, String)> {
         let ours = CONFIG
             .iter()
             .map(|(name, value)| ((*name).into(), (*value).into()));
@@ -75,12 +84,12 @@ impl Options {
 /// Dropping it stops the server and removes everything that belongs to it; so does the end of this process.
 #[derive(Debug)]
 pub struct Server {
-    install: Install,
-    run_dir: PathBuf,
-    port: u16,
-    running: Option<Pid>,
-    paused: AtomicBool,
-    watchdog: Watchdog,
+    pub(crate) install: Install,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) port: u16,
+    pub(crate) running: Option<Pid>,
+    pub(crate) paused: AtomicBool,
+    pub(crate) watchdog: Watchdog,
 }
 
 impl Server {
@@ -101,7 +110,11 @@ impl Server {
         if install.bin != found.bin {
             copy_install(&found, user, &run_dir)?;
         }
-        make_data_dir(&run_dir.join("data"), &found, user, &mut watchdog)?;
+        if options.own_identity {
+            watchdog.initdb()?;
+        } else {
+            make_data_dir(&run_dir.join("data"), &found, user, &mut watchdog)?;
+        }
         let mut server = Self {
             install,
             run_dir,
@@ -255,7 +268,7 @@ impl Server {
     }
 
     /// Between our look at a port and the server's use of it somebody else may take it.
-    fn launch_on_free_port(&mut self) -> io::Result<()> {
+    pub(crate) fn launch_on_free_port(&mut self) -> io::Result<()> {
         for _ in 0..10 {
             self.port = free_port()?;
             if let Launch::Ready = self.launch_on(self.port)? {
@@ -287,12 +300,12 @@ impl Server {
         Err(Error::other(format!("PostgreSQL did not start:\n{log}")))
     }
 
-    /// Line 1 of the lock file is the pid, line 8 the state; `pg_ctl -w` looks at the same.
+    /// Line 1 of the lock file is the pid, line 8 the state (of a hot standby, `standby`); `pg_ctl -w` looks at the same.
     fn is_ready(&self, postmaster: Pid) -> bool {
         let lock = fs::read_to_string(self.run_dir.join("data/postmaster.pid")).unwrap_or_default();
         let lines: Vec<_> = lock.lines().map(str::trim_end).collect();
         let pid = postmaster.as_raw_nonzero().to_string();
-        lines.first() == Some(&&*pid) && lines.get(7) == Some(&"ready")
+        lines.first() == Some(&&*pid) && matches!(lines.get(7), Some(&("ready" | "standby")))
     }
 }
 
@@ -328,7 +341,7 @@ fn copy_install(found: &Install, user: ServerUser, run_dir: &Path) -> io::Result
 }
 
 /// A new name. It is short, since the path of a Unix socket has at most 103 bytes.
-fn new_run_dir() -> PathBuf {
+pub(crate) fn new_run_dir() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
