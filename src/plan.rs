@@ -180,7 +180,7 @@ impl Routed<'_> {
             witnessed,
             depth: outside.depth,
             rewritten: outside.rewritten,
-            claims: &claims(head.headers),
+            claims: &claims(head.uri, head.headers),
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {

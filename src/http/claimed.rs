@@ -6,11 +6,13 @@
 //!    hit; and an answer that somebody has shaped with them is for those alone who send the same.
 //! 2. Of `Forwarded` (RFC 7239) only what is about the target counts: addresses of clients and proxies would give
 //!    each client answers of its own.
-//! 3. What asks the inner service to take the request for one with another method is no question that a cache
+//! 3. An authority is the same in capitals, but a handler that compares it byte for byte answers as if it were
+//!    another one. So its spelling is part of the key, beside the authority itself.
+//! 4. What asks the inner service to take the request for one with another method is no question that a cache
 //!    can answer.
 
-use http::header::{FORWARDED, HeaderName, HeaderValue};
-use http::{HeaderMap, Method};
+use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Uri};
 
 const OVERRIDES: [HeaderName; 3] = [
     HeaderName::from_static("x-http-method-override"),
@@ -19,25 +21,35 @@ const OVERRIDES: [HeaderName; 3] = [
 ];
 
 /// The claims, as bytes that are the same for the same claims only; empty if there are none.
-pub(crate) fn claims(request: &HeaderMap) -> Vec<u8> {
-    let mut found: Vec<(&HeaderName, Vec<u8>)> = Vec::new(); // allocates with the first
+pub(crate) fn claims(uri: &Uri, request: &HeaderMap) -> Vec<u8> {
+    let mut found: Vec<(&str, Vec<u8>)> = Vec::new(); // allocates with the first
+    if let Some(authority) = uri
+        .authority()
+        .filter(|a| has_capitals(a.as_str().as_bytes()))
+    {
+        found.push((":authority", authority.as_str().as_bytes().to_vec()));
+    }
     for (name, value) in request {
-        if is_claim(name) {
-            found.push((name, value.as_bytes().to_vec()));
+        if is_claim(name) || (*name == HOST && has_capitals(value.as_bytes())) {
+            found.push((name.as_str(), value.as_bytes().to_vec()));
         } else if *name == FORWARDED {
-            found.extend(target_in_forwarded(value).map(|value| (name, value)));
+            found.extend(target_in_forwarded(value).map(|value| (name.as_str(), value)));
         }
     }
     // stable: what one name says several times keeps its order, that of the names has no meaning
-    found.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+    found.sort_by_key(|(name, _)| *name);
     let mut bytes = Vec::new();
     for (name, value) in found {
-        for part in [name.as_str().as_bytes(), &value] {
+        for part in [name.as_bytes(), &value] {
             bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
             bytes.extend_from_slice(part);
         }
     }
     bytes
+}
+
+fn has_capitals(authority: &[u8]) -> bool {
+    authority.iter().any(u8::is_ascii_uppercase)
 }
 
 fn is_claim(name: &HeaderName) -> bool {
@@ -121,6 +133,10 @@ mod tests {
         headers
     }
 
+    fn claimed(claimed: &[(&str, &str)]) -> Vec<u8> {
+        claims(&Uri::from_static("/"), &fields(claimed))
+    }
+
     fn forwarded(value: &str) -> Option<String> {
         let value = HeaderValue::from_str(value).expect("a value");
         target_in_forwarded(&value).map(|kept| String::from_utf8(kept).expect("text"))
@@ -128,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_proxies_add_about_clients_is_no_claim() {
-        let about_the_client = fields(&[
+        let about_the_client = claimed(&[
             ("host", "a"),
             ("x-forwarded-for", "192.0.2.1"),
             ("x-real-ip", "192.0.2.1"),
@@ -138,7 +154,7 @@ mod tests {
                 "for=192.0.2.1, For=\"[2001:db8::1]:47\";by=_p ; BY=unknown",
             ),
         ]);
-        assert!(claims(&about_the_client).is_empty());
+        assert!(about_the_client.is_empty());
     }
 
     #[test]
@@ -154,26 +170,24 @@ mod tests {
             &[("forwarded", "host=a")],
             &[("forwarded", "for=x, host=a")],
             &[("forwarded", "host=a, for=x")],
+            &[("host", "A")],
+            &[("host", "A.a")],
         ];
         for (n, one) in different.iter().enumerate() {
             for other in &different[n + 1..] {
-                assert_ne!(
-                    claims(&fields(one)),
-                    claims(&fields(other)),
-                    "{one:?} {other:?}"
-                );
+                assert_ne!(claimed(one), claimed(other), "{one:?} {other:?}");
             }
         }
-        assert_eq!(
-            claims(&fields(&[
-                ("x-forwarded-proto", "https"),
-                ("x-forwarded-host", "a")
-            ])),
-            claims(&fields(&[
-                ("x-forwarded-host", "a"),
-                ("x-forwarded-proto", "https")
-            ])),
-        );
+        let (host, proto) = (("x-forwarded-host", "a"), ("x-forwarded-proto", "https"));
+        assert_eq!(claimed(&[proto, host]), claimed(&[host, proto]));
+    }
+
+    #[test]
+    fn the_spelling_of_an_authority_counts_where_it_is_unusual() {
+        let of = |uri: &'static str| claims(&Uri::from_static(uri), &HeaderMap::new());
+        assert!(of("http://a.example/X").is_empty());
+        assert_ne!(of("http://A.example/"), of("http://a.Example/"));
+        assert_ne!(of("http://A.example/"), claimed(&[("host", "A.example")]));
     }
 
     #[test]

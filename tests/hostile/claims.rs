@@ -40,9 +40,11 @@ const FIELDS: [&str; 27] = [
 ];
 
 /// Requests that are odd as a whole; `/0` stands for the path.
-const REQUESTS: [&str; 16] = [
+const REQUESTS: [&str; 18] = [
     "GET /0 HTTP/1.1\r\nhost: shop.example\r\nhost: evil.example\r\n\r\n",
     "GET /0 HTTP/1.1\r\nhost: evil.example\r\n\r\n",
+    "GET /0 HTTP/1.1\r\nhost: sHop.exaMple\r\n\r\n",
+    "GET http://sHop.exaMple/0 HTTP/1.1\r\nhost: shop.example\r\n\r\n",
     "GET /0 HTTP/1.1\r\nhost: evil@shop.example\r\n\r\n",
     "GET /0 HTTP/1.0\r\nx-host: evil\r\n\r\n",
     "GET http://evil.example/0 HTTP/1.1\r\nhost: shop.example\r\n\r\n",
@@ -80,6 +82,7 @@ async fn what_a_request_says_about_its_target_shapes_nobody_elses_answer() {
         let usual = at("GET /0 HTTP/1.1\r\nhost: shop.example\r\n\r\n");
         let victim = exchange(address, usual.as_bytes()).await;
         assert!(victim.starts_with("HTTP/1.1 200"), "{victim}");
+        assert!(!victim.contains("sHop"), "{hostile}\n{victim}");
         assert!(
             !victim.to_lowercase().contains("evil"),
             "{hostile}\n{victim}"
