@@ -6,7 +6,7 @@ use axum::middleware::map_request;
 use http::Method;
 use test_support::wire::serve;
 
-use crate::site::{Site, ask, echoing, exchange, get};
+use crate::site::{Site, ask, echo, echoing, exchange, get};
 
 /// Each stands alone beside a usual `Host`.
 const FIELDS: [&str; 27] = [
@@ -130,7 +130,10 @@ async fn a_method_in_a_field_is_neither_stored_nor_answered_from_the_store() {
         }
         request
     });
-    let app: Router = echoing_inside(overriding, site.layer());
+    let app = Router::new()
+        .fallback(echo)
+        .layer(overriding)
+        .layer(site.layer());
     let delete = [("x-http-method-override", "DELETE")];
     for _ in 0..2 {
         let answer = get(&app, "/1", &delete).await;
@@ -149,29 +152,12 @@ async fn a_method_in_a_field_is_neither_stored_nor_answered_from_the_store() {
             .is_hit()
     );
     // nor do questions in a body
-    let searching: Router = echoing_inside(
-        map_request(|r: Request| async { r }),
-        site.layer().safe_post(100),
-    );
+    let searching = echoing(site.layer().safe_post(100));
     for _ in 0..2 {
         let answer = ask(&searching, "POST", "/2", &delete).await;
         assert!(answer.cache_status().starts_with("fwd=method"));
         site.settled().await;
     }
-}
-
-fn echoing_inside<L>(inner: L, cache: tower_pgcache::PgCacheLayer) -> Router
-where
-    L: tower::Layer<axum::routing::Route> + Clone + Send + Sync + 'static,
-    L::Service: tower::Service<Request> + Clone + Send + Sync + 'static,
-    <L::Service as tower::Service<Request>>::Response: axum::response::IntoResponse + 'static,
-    <L::Service as tower::Service<Request>>::Error: Into<std::convert::Infallible> + 'static,
-    <L::Service as tower::Service<Request>>::Future: Send + 'static,
-{
-    Router::new()
-        .fallback(crate::site::echo)
-        .layer(inner)
-        .layer(cache)
 }
 
 /// What the client asks about its own copy is not what is stored for others.

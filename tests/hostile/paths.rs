@@ -75,10 +75,10 @@ async fn a_member_that_does_not_count_hides_none_that_does() {
             .query()
             .unwrap_or_default()
             .replace("%70", "p");
-        let pages = query
+        let mut pages = query
             .split(['&', ';'])
             .filter_map(|m| m.strip_prefix("page="));
-        pages.last().unwrap_or("none").to_owned()
+        pages.next_back().unwrap_or("none").to_owned()
     }
     let site = Site::new().await;
     let rules = [
