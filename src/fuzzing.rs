@@ -327,6 +327,10 @@ pub fn query(data: &[u8]) {
             Some(&*applied),
             "{rule:?}"
         );
+        if query.contains(';') {
+            assert_eq!(applied, query); // what its members are is not clear
+            continue;
+        }
         for member in applied.split('&') {
             let name = name_of(member).as_bytes();
             match &rule {
@@ -684,7 +688,7 @@ mod tests {
         }
 
         #[test]
-        fn any_query_passes(query in "[a-c_=&%+6]{0,24}") {
+        fn any_query_passes(query in "[a-c_=&%+6;]{0,24}") {
             self::query(query.as_bytes());
         }
     }

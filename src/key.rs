@@ -8,7 +8,9 @@
 //!    and each tenant and each principal has its own.
 //! 5. The settings that decide who shares an answer are part of the key. They are the same for all requests of a route,
 //!    and hashed once.
-//! 6. What a layer inside another one of its engine stores has another key than what the outer one would.
+//! 6. What a request claims about its target besides its URI and `Host` is part of the key; see
+//!    [`claimed`](crate::http::claimed).
+//! 7. What a layer inside another one of its engine stores has another key than what the outer one would.
 
 use std::fmt;
 
@@ -21,7 +23,7 @@ use crate::request::cookies;
 
 /// Changes with the parts below and with the encoding of stored heads: entries of another version are never
 /// found.
-const FORMAT: &str = "tower-pgcache 1";
+const FORMAT: &str = "tower-pgcache 2";
 
 /// What the keys of all requests of a route have in common.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -54,6 +56,8 @@ pub(crate) struct KeyParts<'a> {
     pub(crate) depth: u32,
     /// What a layer in between has made of the URI.
     pub(crate) rewritten: Option<&'a str>,
+    /// What the request claims about its target besides.
+    pub(crate) claims: &'a [u8],
     /// What else the route's settings name, as this request has it.
     pub(crate) more: &'a [u8],
 }
@@ -116,6 +120,7 @@ impl Key {
             witnessed,
             depth,
             rewritten,
+            claims,
             more,
         } = *parts;
         let mut parts = LengthPrefixed::default();
@@ -129,6 +134,7 @@ impl Key {
         parts.part(&[u8::from(witnessed)]);
         parts.part(&depth.to_le_bytes());
         parts.optional(rewritten);
+        parts.part(claims);
         parts.part(more);
         Self(parts.hash())
     }
@@ -218,6 +224,7 @@ mod tests {
                                 witnessed,
                                 depth: 0,
                                 rewritten: None,
+                                claims: &[],
                                 more,
                             };
                             let text = format!("{parts:?}");

@@ -24,6 +24,7 @@ use crate::domain::Scope;
 use crate::head::RequestHead;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::Bypass;
+use crate::http::claimed::{asks_for_another_method, claims};
 use crate::http::invalidation::is_safe;
 use crate::key::{Key, KeyParts, more_parts};
 use crate::policy::{ClientCache, Dependency, Policy, Sharing, StatusRule};
@@ -179,6 +180,7 @@ impl Routed<'_> {
             witnessed,
             depth: outside.depth,
             rewritten: outside.rewritten,
+            claims: &claims(head.uri, head.headers),
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {
@@ -221,6 +223,10 @@ impl Routed<'_> {
         let refusals = [
             (rules.is_wrong(), Bypass::Misconfigured),
             (request::asks_to_upgrade(head.headers), Bypass::Upgrade),
+            (
+                asks_for_another_method(head.method, head.headers),
+                Bypass::Method,
+            ),
             (policy.bypass == Some(true), Bypass::Route),
             (
                 policy.bypass_if.as_ref().is_some_and(|rule| rule.0(head)),

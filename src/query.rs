@@ -2,7 +2,9 @@
 //!
 //! 1. By default, members are sorted by name; members with one name keep their order, which usually matters.
 //! 2. Members may be left out, by name, or only some kept. A query that loses all its members is none.
-//! 3. `%61` may be `a` to the handler, so a name counts as kept if it is listed as sent or decoded, and as left
+//! 3. Some parsers divide members at `;` too. A query that has one is left as it was sent: otherwise
+//!    `?utm_x=1;page=2` would hide a page from the key that such a handler sees.
+//! 4. `%61` may be `a` to the handler, so a name counts as kept if it is listed as sent or decoded, and as left
 //!    out only if it is listed as sent. That costs a hit at most.
 
 use std::borrow::Cow;
@@ -64,7 +66,10 @@ impl QueryRule {
             Self::Ignoring(patterns) => !patterns.iter().any(|p| p.matches(name.as_bytes())),
             Self::Only(patterns) => patterns.iter().any(|p| p.matches_decoded(name.as_bytes())),
         };
-        if *self == Self::Untouched || (!query.contains('&') && kept(name(query))) {
+        if *self == Self::Untouched
+            || query.contains(';')
+            || (!query.contains('&') && kept(name(query)))
+        {
             return Some(Cow::Borrowed(query));
         }
         let all: Vec<&str> = query.split('&').collect();
@@ -74,16 +79,21 @@ impl QueryRule {
             .filter(|member| kept(name(member)))
             .collect();
         let nothing_left_out = members.len() == all.len();
-        if nothing_left_out && members.is_sorted_by_key(|member| name(member)) {
+        if nothing_left_out && members.is_sorted_by_key(|member| name_as_read(member)) {
             return Some(Cow::Borrowed(query));
         }
-        members.sort_by_key(|member| name(member)); // stable
+        members.sort_by(|one, other| name_as_read(one).cmp(&name_as_read(other))); // stable
         (!members.is_empty()).then(|| Cow::Owned(members.join("&")))
     }
 }
 
 fn name(member: &str) -> &str {
     member.split('=').next().unwrap_or_default()
+}
+
+/// `a` and `%61` are one name to the handler, whose members keep their order.
+fn name_as_read(member: &str) -> Cow<'_, [u8]> {
+    decoded(name(member).as_bytes())
 }
 
 #[cfg(test)]
@@ -106,6 +116,19 @@ mod tests {
             assert_eq!(sorted(&sorted(query)), sorted(query), "idempotent: {query}");
         }
         assert_eq!(QueryRule::Sorted.apply(None), None);
+    }
+
+    #[test]
+    fn what_may_be_read_otherwise_is_left_as_it_was_sent() {
+        let ignoring = QueryRule::Ignoring(vec![Pattern::new("utm_*")]);
+        let only = QueryRule::Only(vec![Pattern::new("page")]);
+        for query in ["utm_x=1;page=2", "x=1;page=2", "b=1;a=2&a=1"] {
+            for rule in [&QueryRule::Sorted, &ignoring, &only] {
+                assert_eq!(applied(rule, query).as_deref(), Some(query), "{rule:?}");
+            }
+        }
+        let sorted = |q: &str| applied(&QueryRule::Sorted, q);
+        assert_ne!(sorted("page=1&%70age=2"), sorted("%70age=2&page=1"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Bypass {
-    /// The method is neither GET nor HEAD.
+    /// The method is neither GET nor HEAD, or a field such as `X-HTTP-Method-Override` asks for another one.
     Method,
     /// The route says so.
     Route,

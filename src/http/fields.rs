@@ -33,18 +33,19 @@ pub(crate) fn stored_fields(headers: &HeaderMap, received: SystemTime) -> Header
         .flat_map(|line| line.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let mut stored = HeaderMap::with_capacity(headers.len() + 1);
+    // a map that is full panics; a head with so many lines is not stored, but is asked about
+    let mut stored = HeaderMap::try_with_capacity(headers.len() + 1).unwrap_or_default();
     for (name, value) in headers {
         let is_of_connection = PER_CONNECTION.contains(name)
             || PER_CONNECTION_UNREGISTERED.contains(&name.as_str())
             || (listed.iter().any(|l| l == name.as_str()) && !is_for_caches(name));
         if !is_of_connection && name != AGE && name != CONTENT_LENGTH {
-            stored.append(name, value.clone());
+            let _ = stored.try_append(name, value.clone());
         }
     }
     if !stored.contains_key(DATE) {
         if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(received)) {
-            stored.insert(DATE, date);
+            let _ = stored.try_insert(DATE, date);
         }
     }
     stored

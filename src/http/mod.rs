@@ -2,6 +2,7 @@
 
 pub(crate) mod cache_control;
 pub(crate) mod cache_status;
+pub(crate) mod claimed;
 pub(crate) mod conditional;
 pub(crate) mod fields;
 pub(crate) mod invalidation;

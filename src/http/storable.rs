@@ -73,7 +73,7 @@ pub enum NotStored {
     Request,
     /// A request for the head alone.
     Head,
-    /// The body is larger than `max_body`.
+    /// The body is larger than `max_body`, or the head has more than 4,096 lines.
     TooLarge,
     /// The route's `store_if` says no.
     Condition,

@@ -201,7 +201,11 @@ macro_rules! policy_setters {
         }
 
         /// Requests that differ in this field have answers of their own, besides what the engine's settings tell
-        /// apart.
+        /// apart: for fields that change answers and that the answers do not name in `Vary`.
+        ///
+        /// What a request claims about its own target is told apart without: `X-Forwarded-Host`, `-Proto`,
+        /// `-Port`, `-Prefix` and their relatives, `Forwarded` (but not the addresses in it), `X-Host`,
+        /// `X-Original-URL`, `X-Rewrite-URL`.
         #[must_use]
         pub fn key_header(mut self, name: impl AsRef<str>) -> Self {
             let names = self.policy_mut().header_names("key_header", [name]);
@@ -246,7 +250,8 @@ macro_rules! policy_setters {
 
         /// Members of the query that do not change the answer: `["utm_*", "fbclid"]`.
         ///
-        /// The members that count are sorted by name; those with one name keep their order.
+        /// The members that count are sorted by name; those with one name keep their order. A query with a `;`,
+        /// which some handlers take for a divider, counts as it is.
         #[must_use]
         pub fn ignore_query(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             let patterns = self.policy_mut().patterns("ignore_query", names);
@@ -254,7 +259,8 @@ macro_rules! policy_setters {
             self
         }
 
-        /// The members of the query that change the answer; all others are ignored.
+        /// The members of the query that change the answer; all others are ignored. A query with a `;`, which some
+        /// handlers take for a divider, counts as it is.
         #[must_use]
         pub fn only_query(mut self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
             let patterns = self.policy_mut().patterns("only_query", names);

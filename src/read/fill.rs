@@ -36,6 +36,9 @@ use super::{part_key, variant_key};
 /// may become more each time.
 const MAX_PROBES: usize = 5 * (MAX_DEPENDENCIES + 2);
 
+/// How many lines the head of a stored answer may have. What can be held is six times as much, and a few are added.
+const MAX_LINES: usize = 4_096;
+
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
 
 /// How a fill is asked for: what is known before the inner service is called.
@@ -450,6 +453,7 @@ impl<S> Call<S> {
         let refusals = [
             (read.head_only && confirmed.is_none(), NotStored::Head),
             (too_large && !read.head_only, NotStored::TooLarge),
+            (head.headers.len() > MAX_LINES, NotStored::TooLarge),
             (
                 scopes.len() > MAX_DEPENDENCIES + own_scopes || probes.len() > MAX_PROBES,
                 NotStored::TooManyDependencies,
