@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
-use crate::store::{FeedLine, FeedRead, Origin, Position, gather};
+use crate::store::{FeedLine, FeedRead, Origin, Position};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
@@ -264,13 +264,6 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    /// Lets those come along who are on their way.
-    async fn gather(&self) {
-        if let Some(engine) = &self.0 {
-            gather(|| engine.feed.lock().waiting.len()).await;
-        }
-    }
-
     /// Who waits for the read that begins now, and from where it reads; `None`: nobody wants one, and the task has ended.
     fn next(&mut self) -> Option<(Vec<oneshot::Sender<ReadOutcome>>, Option<Position>)> {
         let engine = self.0.take()?;
@@ -293,7 +286,6 @@ impl Reader {
 async fn read_on(mut reader: Reader) {
     let mut line = FeedLine::default();
     loop {
-        reader.gather().await;
         let Some((waiting, position)) = reader.next() else {
             return;
         };

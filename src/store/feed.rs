@@ -8,7 +8,7 @@ use tokio::time::timeout_at;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::kept::Session;
+use super::kept::{Life, Session};
 use super::timer::{Late, Timer};
 use super::{Deadline, Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
@@ -19,30 +19,29 @@ const MAX_KEYS: i32 = 40_000;
 /// Up to where the feed was read: a snapshot of a database in its present life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Position {
-    epoch: Arc<str>,
-    incarnation: Arc<str>,
+    life: Life,
     pub(super) snapshot: Snapshot,
 }
 
 impl Position {
     pub(crate) fn of(origin: &Origin) -> Self {
         Self {
-            epoch: origin.epoch.clone(),
-            incarnation: origin.incarnation.clone(),
+            life: Life {
+                epoch: origin.epoch.clone(),
+                incarnation: origin.incarnation.clone(),
+            },
             snapshot: origin.snapshot.clone(),
         }
     }
 
     /// Whether that is the same life of the same database.
     pub(crate) fn is_of(&self, origin: &Origin) -> bool {
-        self.epoch == origin.epoch && self.incarnation == origin.incarnation
+        self.life.epoch == origin.epoch && self.life.incarnation == origin.incarnation
     }
 
     /// Whether `later` can come after this in one life of a database.
     pub(crate) fn leads_to(&self, later: &Self) -> bool {
-        self.epoch == later.epoch
-            && self.incarnation == later.incarnation
-            && self.snapshot.xmax() <= later.snapshot.xmax()
+        self.life == later.life && self.snapshot.xmax() <= later.snapshot.xmax()
     }
 }
 
@@ -99,18 +98,12 @@ impl Store {
         session: &mut Session,
         position: Option<&Position>,
     ) -> Result<Option<FeedRead>, Error> {
-        let past = position.map(|position| position.snapshot.to_string());
-        if self.is_read_committed() && session.has(&self.sql.feed_kept, &self.keeping).await {
-            // a snapshot is digits, colons and commas
-            let past = past
-                .as_ref()
-                .map_or("NULL".to_owned(), |p| format!("'{p}'"));
-            let statement = self.sql.feed_kept.execute(&format!("{past}, {MAX_KEYS}"));
-            match session.client().simple_query(&statement).await {
-                Ok(messages) => return self.read_kept(&messages),
-                Err(error) => session.refused(error, &self.keeping)?,
+        if let Some(position) = position.filter(|_| self.is_read_committed()) {
+            if let Some(read) = self.ask_kept(session, position).await? {
+                return Ok(Some(read));
             }
         }
+        let past = position.map(|position| position.snapshot.to_string());
         let client = session.client();
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&past, Type::TEXT), (&MAX_KEYS, Type::INT4)];
@@ -125,41 +118,72 @@ impl Store {
         let row = rows
             .first()
             .map(|row| row.try_get::<_, Option<Vec<Option<&str>>>>(0));
-        row.transpose()?
-            .flatten()
-            .map(|fields| self.read_fields(&fields))
-            .transpose()
-    }
-
-    fn read_kept(&self, messages: &[SimpleQueryMessage]) -> Result<Option<FeedRead>, Error> {
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        row.map(|row| {
-            let fields = (0..row.len()).map(|column| row.try_get(column));
-            self.read_fields(&fields.collect::<Result<Vec<_>, _>>()?)
-        })
-        .transpose()
-    }
-
-    fn read_fields(&self, fields: &[Option<&str>]) -> Result<FeedRead, Error> {
+        let Some(fields) = row.transpose()?.flatten() else {
+            return Ok(None);
+        };
         let [
             Some(epoch),
             Some(incarnation),
             Some(snapshot),
             Some(read_committed),
             changes,
-        ] = *fields
+        ] = fields[..]
         else {
             return Err(unreadable());
         };
+        let life = Life {
+            epoch: epoch.into(),
+            incarnation: incarnation.into(),
+        };
+        self.read(life, snapshot, read_committed, changes).map(Some)
+    }
+
+    /// The same by a statement that the session keeps; `None`: it keeps none, or this life of the database is over.
+    async fn ask_kept(
+        &self,
+        session: &mut Session,
+        position: &Position,
+    ) -> Result<Option<FeedRead>, Error> {
+        let Position { life, snapshot } = position;
+        let Some(name) = session.kept_feed(self, life).await else {
+            return Ok(None);
+        };
+        // a snapshot is digits, colons and commas
+        let execute = format!("EXECUTE {name} ('{snapshot}', {MAX_KEYS})");
+        let messages = match session.client().simple_query(&execute).await {
+            Ok(messages) => messages,
+            Err(error) => {
+                session.refused(error, &self.refusals)?;
+                return Ok(None);
+            }
+        };
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let Some(row) = row else {
+            session.forget();
+            return Ok(None);
+        };
+        let (Some(snapshot), Some(read_committed)) = (row.try_get(0)?, row.try_get(1)?) else {
+            return Err(unreadable());
+        };
+        self.read(life.clone(), snapshot, read_committed, row.try_get(2)?)
+            .map(Some)
+    }
+
+    fn read(
+        &self,
+        life: Life,
+        snapshot: &str,
+        read_committed: &str,
+        changes: Option<&str>,
+    ) -> Result<FeedRead, Error> {
         self.read_committed
             .store(read_committed == "true", Ordering::Relaxed);
         Ok(FeedRead {
             position: Position {
-                epoch: epoch.into(),
-                incarnation: incarnation.into(),
+                life,
                 snapshot: snapshot.parse().map_err(|()| unreadable())?,
             },
             changes: changes.map(keys).transpose()?,

@@ -3,74 +3,76 @@
 //!
 //! 1. They are a matter of speed and nothing else. Whatever the database has against a kept statement, the plain one is sent
 //!    instead, and what that says counts.
-//! 2. The name is a hash of the text. Under one name there is one statement, whoever prepared it and for whom: behind a
-//!    pooler a session may be anybody's.
-//! 3. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
-//! 4. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
-//!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time, so
-//!    nothing is prepared any more.
+//! 2. A kept statement is for one *life* of a database, its epoch and incarnation, and is prepared only in a session of that
+//!    database: where it exists, the plain statement's tests of who the database is need not be repeated. The server of a
+//!    session cannot become another one.
+//! 3. Its name is a hash of its text, which says for which life it is. Under one name there is one statement, whoever prepared
+//!    it: behind a pooler a session may be anybody's.
+//! 4. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
+//! 5. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
+//!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
+//!    after [`MOST_REFUSALS`] of whatever kind nothing is prepared any more.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::Connection;
+use super::{Connection, Store};
 use crate::error::Error;
 
 /// How many statements are sent in a borrowing before one is prepared.
 const PLAINLY: u32 = 8;
 
-/// A statement that can be kept.
-#[derive(Debug)]
-pub(super) struct Kept {
-    name: String,
-    /// Prepares it, unless the session has it.
-    prepare: String,
+/// How many errors that plain statements do not have are put up with.
+const MOST_REFUSALS: u32 = 3;
+
+/// One life of a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(super) epoch: Arc<str>,
+    /// An id, and after a slash when the server was started.
+    pub(super) incarnation: Arc<str>,
 }
 
-impl Kept {
-    /// `types`: of its parameters, as a list.
-    pub(super) fn new(types: &str, text: &str) -> Self {
-        let hash = blake3::hash(format!("{types} {text}").as_bytes()).to_hex();
-        let name = format!("pgcache_{}", &hash.as_str()[..32]);
-        let text = text.trim().trim_end_matches(';');
-        let prepare = format!(
-            "DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = '{name}') THEN \
-             EXECUTE $prepare$ PREPARE {name} ({types}) AS {text} $prepare$; END IF; END $do$"
-        );
-        Self { name, prepare }
-    }
-
-    /// Runs it with literals, which are not escaped here.
-    pub(super) fn execute(&self, literals: &str) -> String {
-        format!("EXECUTE {} ({literals})", self.name)
+impl Life {
+    /// Both ids, as they can be written into a statement.
+    fn ids(&self) -> Option<(&str, &str)> {
+        let incarnation = self.incarnation.split('/').next()?;
+        let is_plain = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        (is_plain(&self.epoch) && is_plain(incarnation)).then_some((&self.epoch, incarnation))
     }
 }
 
-/// Whether sessions keep what was prepared; they do until one shows that it does not.
-#[derive(Debug)]
-pub(super) struct Keeping(AtomicBool);
+/// How often the database had something against a kept statement.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(AtomicU32);
 
-impl Default for Keeping {
-    fn default() -> Self {
-        Self(AtomicBool::new(true))
+impl Refusals {
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= MOST_REFUSALS
     }
 }
 
 /// A connection that is in use for one statement after another.
 pub(super) struct Session {
-    pub(super) connection: Connection,
-    sent: u32,
-    prepared: bool,
+    connection: Connection,
+    /// How many were sent without one that is kept.
+    plainly: u32,
+    /// What is kept, and for which life.
+    kept: Option<(Life, String)>,
 }
 
 impl Session {
     pub(super) fn new(connection: Connection) -> Self {
         Self {
             connection,
-            sent: 0,
-            prepared: false,
+            plainly: 0,
+            kept: None,
         }
     }
 
@@ -78,34 +80,64 @@ impl Session {
         self.connection.client()
     }
 
-    /// Whether `statement` is there to be executed.
-    pub(super) async fn has(&mut self, statement: &Kept, keeping: &Keeping) -> bool {
-        if !keeping.0.load(Ordering::Relaxed) {
-            return false;
-        }
-        if !self.prepared {
-            self.sent += 1;
-            if self.sent == PLAINLY {
-                let prepared = self.client().batch_execute(&statement.prepare).await;
-                self.prepared = prepared.is_ok();
+    /// The name of the kept statement that reads the feed, if there is one for this life.
+    pub(super) async fn kept_feed(&mut self, store: &Store, life: &Life) -> Option<String> {
+        if let Some((of, name)) = &self.kept {
+            if of == life {
+                return Some(name.clone());
             }
+            self.forget();
         }
-        self.prepared
+        self.plainly += 1;
+        if self.plainly < PLAINLY || store.refusals.are_too_many() {
+            return None;
+        }
+        self.plainly = 0;
+        let name = self.prepare_feed(store, life).await?;
+        self.kept = Some((life.clone(), name.clone()));
+        Some(name)
     }
 
-    /// It was executed, with this error. Returns the error if it is not the database's: the connection is broken.
+    /// In one transaction, so that it is one session that is asked who it is and that keeps the statement.
+    async fn prepare_feed(&mut self, store: &Store, life: &Life) -> Option<String> {
+        let (epoch, incarnation) = life.ids()?;
+        let in_this_life = |sql: &str| {
+            sql.replace("/*epoch*/", epoch)
+                .replace("/*incarnation*/", incarnation)
+        };
+        let text = in_this_life(&store.sql.feed_kept);
+        let hash = blake3::hash(text.as_bytes()).to_hex();
+        let name = format!("pgcache_{}", &hash.as_str()[..32]);
+        let prepare = in_this_life(&store.sql.keep_feed)
+            .replace("/*name*/", &name)
+            .replace("/*statement*/", &text);
+        let Ok(messages) = self.client().simple_query(&prepare).await else {
+            store.refusals.add();
+            return None;
+        };
+        let is_kept = messages.iter().any(
+            |message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")),
+        );
+        is_kept.then_some(name)
+    }
+
+    /// The next statements are plain ones.
+    pub(super) fn forget(&mut self) {
+        self.kept = None;
+        self.plainly = 0;
+    }
+
+    /// A kept statement ended in this error. Returns it if it is not the database's: the connection is broken.
     pub(super) fn refused(
         &mut self,
         error: tokio_postgres::Error,
-        keeping: &Keeping,
+        refusals: &Refusals,
     ) -> Result<(), Error> {
-        let Some(code) = error.code() else {
+        if error.code().is_none() {
             return Err(error.into());
-        };
-        if *code == SqlState::INVALID_SQL_STATEMENT_NAME {
-            keeping.0.store(false, Ordering::Relaxed);
         }
-        self.prepared = false;
+        refusals.add();
+        self.forget();
         Ok(())
     }
 }

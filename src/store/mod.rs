@@ -20,8 +20,8 @@ mod lookup;
 #[cfg(all(test, shuttle))]
 pub(crate) mod model;
 mod patience;
-mod reply;
 mod replica;
+mod reply;
 mod schema;
 mod snapshot;
 mod timer;
@@ -39,7 +39,6 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use feed::{FeedLine, FeedRead, Position};
-pub(crate) use gather::gather;
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
@@ -52,7 +51,7 @@ pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use idle::Idle;
-use kept::Keeping;
+use kept::Refusals;
 use lanes::Lanes;
 use schema::Sql;
 
@@ -78,7 +77,7 @@ pub(crate) struct Store {
     lanes: Lanes,
     feed_permit: Arc<Semaphore>,
     idle: Idle,
-    keeping: Keeping,
+    refusals: Refusals,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -96,7 +95,7 @@ impl Store {
             lanes: Lanes::new(lookup_connections),
             feed_permit: Arc::new(Semaphore::new(1)),
             idle: Idle::default(),
-            keeping: Keeping::default(),
+            refusals: Refusals::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
         })

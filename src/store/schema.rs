@@ -12,7 +12,6 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::kept::Kept;
 use super::{Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
@@ -75,7 +74,8 @@ pub(super) struct Sql {
     pub(super) schema: String,
     pub(super) lookup: String,
     pub(super) feed: String,
-    pub(super) feed_kept: Kept,
+    pub(super) feed_kept: String,
+    pub(super) keep_feed: String,
     pub(super) claim_lease: String,
     pub(super) give_back: String,
     pub(super) give_back_with_answer: String,
@@ -121,10 +121,8 @@ impl Sql {
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
-            feed_kept: Kept::new(
-                "pg_snapshot, integer",
-                &sql(include_str!("sql/feed_kept.sql")),
-            ),
+            feed_kept: sql(include_str!("sql/feed_kept.sql")),
+            keep_feed: sql(include_str!("sql/keep_feed.sql")),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),

@@ -415,12 +415,14 @@ impl Checker {
     async fn compare_feeds(&mut self, tally: &mut Tally) {
         let kept = include_str!("../../src/store/sql/feed_kept.sql");
         let kept = kept
+            .replace("'/*epoch*/'", "(SELECT id FROM pgcache.epoch)")
+            .replace("'/*incarnation*/'", "(SELECT id FROM pgcache.incarnation)")
             .replace("$1", "past.snapshot::pg_snapshot")
             .replace("$2", "40000");
         let compare = format!(
             "SELECT count(*) FILTER (WHERE kept.changes IS DISTINCT FROM searched.fields[5]), count(*) FILTER (WHERE kept.changes = '')
                FROM unnest($1::text[]) AS past (snapshot)
-              CROSS JOIN LATERAL ({kept}) AS kept (epoch, incarnation, snapshot, read_committed, changes)
+              CROSS JOIN LATERAL ({kept}) AS kept (snapshot, read_committed, changes)
               CROSS JOIN LATERAL pgcache.feed(past.snapshot::pg_snapshot, 40000) AS searched (fields)"
         );
         let mut pasts: Vec<_> = self
