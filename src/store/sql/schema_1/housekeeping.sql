@@ -5,6 +5,7 @@
 CREATE FUNCTION pgcache.renew_epoch() RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     here record;
@@ -83,6 +84,7 @@ $$;
 CREATE FUNCTION pgcache.fold() RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     previous pg_snapshot;
@@ -205,6 +207,7 @@ $$;
 CREATE FUNCTION pgcache.prune(max_rows bigint DEFAULT 1000000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     state   pgcache.epoch;
