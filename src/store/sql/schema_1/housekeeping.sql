@@ -278,3 +278,23 @@ BEGIN
               FROM pg_current_snapshot() AS s);
 END
 $$;
+
+-- A schema that was renamed, and whose name this one now has, may get its name back. What changes in between is written
+-- down here, and nothing in there will know of it: its epoch ends. Only where it belongs to whoever creates this one: to
+-- write to somebody else's table may run somebody else's triggers.
+DO $$
+DECLARE
+    former name;
+BEGIN
+    FOR former IN SELECT n.nspname
+                    FROM pg_proc p
+                    JOIN pg_namespace n ON n.oid = p.pronamespace
+                    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'epoch' AND c.relkind = 'r'
+                    JOIN pg_roles o ON o.rolname = current_user
+                   WHERE p.proname = 'renew_epoch' AND p.oid <> 'pgcache.renew_epoch()'::regprocedure
+                     AND strpos(p.prosrc, 'pgcache.epoch') > 0
+                     AND p.proowner = o.oid AND c.relowner = o.oid LOOP
+        EXECUTE format('DELETE FROM %I.epoch', former);
+    END LOOP;
+END
+$$;
