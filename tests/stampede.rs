@@ -460,3 +460,60 @@ async fn an_answer_that_is_about_to_expire_is_refreshed_by_one_in_the_background
         }
     }
 }
+
+#[tokio::test]
+async fn a_lease_that_is_granted_too_late_is_given_back() {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(4)).build().unwrap();
+    cache.ready().await.unwrap();
+    let handler = Handler::closed("max-age=60");
+    handler.open.send_replace(true);
+    let app = handler.behind(&cache);
+    let mut admin = database.connect().await;
+    let lock = admin.transaction().await.unwrap();
+    // lookups go on, and claims wait for longer than anybody waits for them
+    lock.batch_execute("LOCK TABLE pgcache.lease IN SHARE ROW EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    assert_eq!(fetch(&app, "/").await.text(), "0");
+    lock.commit().await.unwrap();
+
+    let held = "SELECT count(*) FROM pgcache.lease WHERE released IS NULL";
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()";
+    let given_back = async {
+        for query in [waiting, held] {
+            while admin.query_one(query, &[]).await.unwrap().get::<_, i64>(0) > 0 {}
+        }
+    };
+    // sooner than it would expire
+    let within = Duration::from_secs(5);
+    timeout(within, given_back).await.expect("no lease");
+}
+
+#[tokio::test]
+async fn a_lease_that_cannot_be_given_back_is_given_back_later() {
+    let database = test_support::database().await;
+    let cache = instance(&database, 0).await;
+    let handler = Handler::closed("no-store");
+    handler.open.send_replace(true);
+    let app = handler.behind(&cache);
+    let admin = database.connect().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+                  CREATE SEQUENCE refused;
+                  CREATE TRIGGER refuse BEFORE DELETE ON pgcache.lease FOR EACH STATEMENT
+                      WHEN (nextval('refused') > 0) EXECUTE FUNCTION refuse()";
+    admin.batch_execute(refuse).await.unwrap();
+    assert_eq!(fetch(&app, "/").await.text(), "0");
+    let count = async |query: &str| -> i64 { admin.query_one(query, &[]).await.unwrap().get(0) };
+    let given_back = async {
+        while count("SELECT last_value - (NOT is_called)::int FROM refused").await == 0 {}
+        assert_eq!(count("SELECT count(*) FROM pgcache.lease").await, 1);
+        let allow = "DROP TRIGGER refuse ON pgcache.lease";
+        admin.batch_execute(allow).await.unwrap();
+        while count("SELECT count(*) FROM pgcache.lease").await > 0 {}
+    };
+    // sooner than it would expire
+    let within = Duration::from_secs(5);
+    timeout(within, given_back).await.expect("no lease");
+}

@@ -4,17 +4,23 @@
 //!    again until the answer is there, the lease is free, or the patience has run out; then it fills as well.
 //! 2. A lease is given back in the transaction that stores the answer. Whoever claims it afterwards and has not seen that
 //!    answer yet is told to look again.
-//! 3. The lease of an instance that has died expires on the database's clock, and so does one that cannot be given back.
+//! 3. The lease of an instance that has died expires on the database's clock. One that lives tries to give it back
+//!    until then, and gives back what was granted too late.
 //! 4. There is no session state. A claim that fails, for whatever reason, costs a second fill and nothing else.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Engine;
 use super::limit::Limit;
 use crate::key::Key;
 use crate::store::{Claimed, Snapshot};
-use crate::sync::{Handle, spawn};
+use crate::sync::{Handle, Instant, sleep, spawn};
+
+/// How long after a failure a lease is given back again: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many leases are given back at the same time; the others have to expire.
 const MAX_GIVING_BACK: usize = 1024;
@@ -71,10 +77,7 @@ impl Drop for Lease {
             let (engine, key, holder) = (self.engine.clone(), self.key, self.holder);
             let pending = engine.pending.enter();
             runtime.spawn(async move {
-                let within = engine.settings.store_deadline;
-                if let Err(error) = engine.store.give_back(key, holder, within).await {
-                    tracing::debug!(%error, "a lease was not given back and has to expire");
-                }
+                engine.give_back(key, holder).await;
                 drop((place, pending));
             });
         }
@@ -82,6 +85,21 @@ impl Drop for Lease {
 }
 
 impl Engine {
+    /// Tries until the lease has expired: as long as it is there, requests wait for nobody.
+    async fn give_back(&self, key: Key, holder: i64) {
+        let expired = Instant::now() + self.settings.lease_life;
+        let within = self.settings.store_deadline;
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = self.store.give_back(key, holder, within).await {
+            if self.is_closed() || Instant::now() + pause > expired {
+                tracing::debug!(%error, "a lease was not given back and has to expire");
+                return;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
     /// `seen`: the snapshot of the lookup that found nothing.
     pub(super) async fn claim(self: &Arc<Self>, key: Key, seen: &Snapshot) -> Claim {
         // no two claims have the same
@@ -110,6 +128,15 @@ impl Engine {
                 Ok(Claimed::LookAgain) => Claim::LookAgain,
                 Err(error) => {
                     engine.claims.is_ill(&error);
+                    if error.sql_state().is_none() {
+                        // the connection broke, perhaps after it was granted
+                        drop(Lease {
+                            engine,
+                            key,
+                            holder,
+                            is_over: false,
+                        });
+                    }
                     Claim::Failed
                 }
             }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{GenericClient, Row};
+use tokio_postgres::{Client, GenericClient, Row};
 
 use super::schema::Sql;
 use super::{Snapshot, Store, read_transaction, write_transaction};
@@ -23,6 +24,7 @@ pub(crate) enum Claimed {
 }
 
 impl Store {
+    /// What is granted only after `within` is given back: nobody knows of it.
     pub(crate) async fn claim_lease(
         self: &Arc<Self>,
         key: Key,
@@ -31,6 +33,7 @@ impl Store {
         seen: Snapshot,
         within: Duration,
     ) -> Result<Claimed, Error> {
+        let (waited_for, _waiting) = oneshot::channel::<()>();
         self.run(within, move |store, mut connection| async move {
             let (key, seen) = (key.as_bytes(), seen.to_string());
             let life = life.as_secs_f64();
@@ -58,7 +61,12 @@ impl Store {
                 }
             };
             Ok(match row.try_get::<_, &str>(0)? {
-                "granted" => Claimed::Granted,
+                "granted" => {
+                    if waited_for.is_closed() {
+                        give_back(connection.client(), &store.sql, key, holder).await?;
+                    }
+                    Claimed::Granted
+                }
                 "look again" => Claimed::LookAgain,
                 _ => Claimed::Held,
             })
@@ -74,15 +82,7 @@ impl Store {
         within: Duration,
     ) -> Result<(), Error> {
         self.run(within, move |store, mut connection| async move {
-            let transaction = write_transaction(connection.client()).await?;
-            let key = key.as_bytes();
-            transaction
-                .execute_typed(
-                    &store.sql.give_back,
-                    &[(&key, Type::BYTEA), (&holder, Type::INT8)],
-                )
-                .await?;
-            Ok(transaction.commit().await?)
+            give_back(connection.client(), &store.sql, key.as_bytes(), holder).await
         })
         .await
     }
@@ -114,6 +114,17 @@ impl Store {
         })
         .await
     }
+}
+
+async fn give_back(client: &mut Client, sql: &Sql, key: &[u8], holder: i64) -> Result<(), Error> {
+    let transaction = write_transaction(client).await?;
+    transaction
+        .execute_typed(
+            &sql.give_back,
+            &[(&key, Type::BYTEA), (&holder, Type::INT8)],
+        )
+        .await?;
+    Ok(transaction.commit().await?)
 }
 
 /// `None`: the server's default is that transactions do not write.

@@ -112,7 +112,10 @@ impl Store {
             // leases come first in every transaction that has both
             let mut leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
             leases.sort_unstable();
-            give_back_with_answers(&transaction, &store.sql, &leases).await?;
+            tokio::try_join!(
+                without_jit(&transaction),
+                give_back_with_answers(&transaction, &store.sql, &leases)
+            )?;
             let mut accepted = 0;
             let mut volume = Volume::default();
             let mut given_way: Vec<Vec<u8>> = Vec::new();
@@ -184,6 +187,12 @@ impl Store {
         })
         .await
     }
+}
+
+/// Where a plan needs what is disabled (with `enable_nestloop = off`, say), it counts as so expensive that the server
+/// compiles it, which takes seconds, each time.
+async fn without_jit(client: &impl GenericClient) -> Result<(), Error> {
+    Ok(client.batch_execute("SET LOCAL jit = off").await?)
 }
 
 /// Nothing, if it was not accepted.

@@ -14,6 +14,10 @@ use tokio::time::timeout;
 
 use super::Error;
 
+/// All instances go by this name, as behind a load balancer. By their ports they would be different sites, which share
+/// nothing.
+const HOST: &str = "shop.test";
+
 /// What takes as long as this hangs.
 const HANG: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,7 @@ impl Client {
 
     pub(super) async fn get(&self, ask: &Ask<'_>) -> Result<Answer, Error> {
         let request = Request::get(self.uri(ask.path))
+            .header("host", HOST)
             .header("x-tenant", ask.tenant)
             .header("x-hold-milliseconds", ask.hold.as_millis().to_string());
         self.send(request.body(Full::default())?).await
@@ -63,6 +68,7 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(self.uri(path))
+            .header("host", HOST)
             .header("x-tenant", tenant)
             .header("content-type", "application/json");
         self.send(request.body(Full::from(body.to_string()))?).await

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::Error;
@@ -18,6 +18,8 @@ pub(super) struct Instance {
     pub(super) address: SocketAddr,
     pub(super) pid: u32,
     _child: Child,
+    /// Open, although nobody reads on: a test program that has run for a minute says so, and ends if it cannot.
+    _stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Instance {
@@ -43,6 +45,7 @@ impl Instance {
             address: announced.await??,
             pid: child.id().ok_or("an instance ended at once")?,
             _child: child,
+            _stdout: lines,
         })
     }
 }

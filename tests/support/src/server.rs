@@ -300,12 +300,14 @@ impl Server {
         Err(Error::other(format!("PostgreSQL did not start:\n{log}")))
     }
 
-    /// Line 1 of the lock file is the pid, line 8 the state (of a hot standby, `standby`); `pg_ctl -w` looks at the same.
+    /// Line 1 of the lock file is the pid, line 8 the state (`standby` while it follows another server and may be read);
+    /// `pg_ctl -w` looks at the same.
     fn is_ready(&self, postmaster: Pid) -> bool {
         let lock = fs::read_to_string(self.run_dir.join("data/postmaster.pid")).unwrap_or_default();
         let lines: Vec<_> = lock.lines().map(str::trim_end).collect();
         let pid = postmaster.as_raw_nonzero().to_string();
-        lines.first() == Some(&&*pid) && matches!(lines.get(7), Some(&("ready" | "standby")))
+        let state = lines.get(7).copied().unwrap_or_default();
+        lines.first() == Some(&&*pid) && ["ready", "standby"].contains(&state)
     }
 }
 

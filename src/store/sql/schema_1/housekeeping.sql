@@ -5,6 +5,7 @@
 CREATE FUNCTION pgcache.renew_epoch() RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     here record;
@@ -83,6 +84,7 @@ $$;
 CREATE FUNCTION pgcache.fold() RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     previous pg_snapshot;
@@ -205,6 +207,7 @@ $$;
 CREATE FUNCTION pgcache.prune(max_rows bigint DEFAULT 1000000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     state   pgcache.epoch;
@@ -273,5 +276,25 @@ BEGIN
                              SELECT g.xid::text::xid8
                                FROM generate_series(pg_snapshot_xmax(s)::text::bigint, own - 1) AS g (xid)))
               FROM pg_current_snapshot() AS s);
+END
+$$;
+
+-- A schema that was renamed, and whose name this one now has, may get its name back. What changes in between is written
+-- down here, and nothing in there will know of it: its epoch ends. Only where it belongs to whoever creates this one: to
+-- write to somebody else's table may run somebody else's triggers.
+DO $$
+DECLARE
+    former name;
+BEGIN
+    FOR former IN SELECT n.nspname
+                    FROM pg_proc p
+                    JOIN pg_namespace n ON n.oid = p.pronamespace
+                    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'epoch' AND c.relkind = 'r'
+                    JOIN pg_roles o ON o.rolname = current_user
+                   WHERE p.proname = 'renew_epoch' AND p.oid <> 'pgcache.renew_epoch()'::regprocedure
+                     AND strpos(p.prosrc, 'pgcache.epoch') > 0
+                     AND p.proowner = o.oid AND c.relowner = o.oid LOOP
+        EXECUTE format('DELETE FROM %I.epoch', former);
+    END LOOP;
 END
 $$;

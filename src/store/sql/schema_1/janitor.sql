@@ -256,6 +256,7 @@ CREATE FUNCTION pgcache.report(new_entries bigint, new_bytes bigint, replaced_by
                                OUT entries bigint, OUT bytes bigint, OUT holds boolean, OUT evict boolean, OUT vacuum boolean)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 <<here>>
 DECLARE
@@ -341,6 +342,7 @@ $$;
 CREATE FUNCTION pgcache.delete_old_leases(at_most integer DEFAULT 10000) RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 DECLARE
     deleted bigint;

@@ -65,6 +65,7 @@ CREATE TABLE pgcache.cascade_closure (
 CREATE FUNCTION pgcache.invalidate_scopes(kinds text[], names text[], tenants text[], entities text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     INSERT INTO pgcache.invalidation (xid, keys, kind, name, tenant, entity)

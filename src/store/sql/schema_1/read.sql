@@ -120,6 +120,7 @@ $$;
 CREATE FUNCTION pgcache.claim(key bytea, holder bigint, life float8, seen text) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 #variable_conflict use_variable
 DECLARE
@@ -150,6 +151,7 @@ CREATE FUNCTION pgcache.unchanged_between(keys bigint[], since text, until text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
+SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
