@@ -16,6 +16,6 @@ pub(crate) use {
     std::sync::atomic::AtomicU64,
     std::sync::{Mutex, MutexGuard, RwLock},
     tokio::runtime::Handle,
-    tokio::task::{JoinHandle, spawn, yield_now},
+    tokio::task::{JoinHandle, spawn},
     tokio::time::{Instant, sleep, timeout, timeout_at},
 };

@@ -28,7 +28,6 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
-use super::gather::gather;
 use super::kept::Session;
 use super::lookup::{self, Asking};
 use super::patience::{Outstanding, PATIENCE};
@@ -276,15 +275,6 @@ impl Lane {
         deadline
     }
 
-    /// Lets those come along who are on their way.
-    async fn gather(&self) {
-        let waiting = || {
-            let waiting = self.store.lanes.lock().waiting.len();
-            waiting.min(BATCH)
-        };
-        gather(waiting).await;
-    }
-
     /// What to send next; `None` if the lane is not needed any more: it has ended then.
     fn next_batch(&mut self) -> Option<Vec<Question>> {
         let now = Instant::now();
@@ -357,7 +347,6 @@ impl Lane {
 async fn run(mut lane: Lane) {
     while let Some(mut session) = lane.connect().await {
         loop {
-            lane.gather().await;
             let Some(questions) = lane.next_batch() else {
                 lane.store.put_by(session);
                 return;

@@ -10,7 +10,6 @@
 mod administer;
 mod connection;
 mod feed;
-mod gather;
 mod housekeeping;
 mod idle;
 mod kept;

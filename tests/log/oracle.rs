@@ -416,7 +416,6 @@ impl Checker {
         let kept = include_str!("../../src/store/sql/feed_kept.sql");
         let kept = kept
             .replace("'/*epoch*/'", "(SELECT id FROM pgcache.epoch)")
-            .replace("'/*incarnation*/'", "(SELECT id FROM pgcache.incarnation)")
             .replace("$1", "past.snapshot::pg_snapshot")
             .replace("$2", "40000");
         let compare = format!(
