@@ -19,9 +19,10 @@ mod lease;
 mod lookup;
 #[cfg(all(test, shuttle))]
 pub(crate) mod model;
+mod packing;
 mod patience;
-mod reply;
 mod replica;
+mod reply;
 mod schema;
 mod snapshot;
 mod timer;
@@ -45,6 +46,7 @@ pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
+pub(crate) use packing::{StoredBody, pack};
 pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
