@@ -16,6 +16,7 @@
 //!
 //! - `axum` (default): the layer knows axum's `OriginalUri` and `MatchedPath`, so that nested routers and path
 //!   parameters are understood.
+//! - `compression`: answers can be stored compressed ([`PgCacheBuilder::compress_from`]). Builds libzstd, in C.
 //! - `test-util`: `PgCache::ephemeral`, `test::expire`, `assert_hit!` and `assert_miss!`, for the tests of
 //!   applications.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -94,6 +94,7 @@ impl Caching {
     }
 
     /// What is not in memory. `refused`: why there is nothing to ask.
+    #[allow(clippy::manual_async_fn)] // it says that it is `Send`
     fn look_further<S, RequestBody, B>(
         self,
         inner: S,

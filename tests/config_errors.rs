@@ -136,7 +136,7 @@ macro_rules! spoil {
 }
 
 /// A wrong setting of the engine alone.
-const ENGINE: [(&str, &str); 11] = [
+const ENGINE: [(&str, &str); 12] = [
     ("default_ttl(0)", "millisecond"),
     ("lookup_deadline(0)", "millisecond"),
     ("store_deadline(0)", "millisecond"),
@@ -148,6 +148,14 @@ const ENGINE: [(&str, &str); 11] = [
     ("lookup_connections(0)", "at least 1"),
     ("schema(", "use 1 to 63"),
     ("schema(", "use 1 to 63"),
+    (
+        "compress_from(0)",
+        if cfg!(feature = "compression") {
+            "at least 1"
+        } else {
+            "feature `compression`"
+        },
+    ),
 ];
 
 fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
@@ -162,7 +170,8 @@ fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
         7 => builder.connections(0..=0),
         8 => builder.lookup_connections(0),
         9 => builder.schema("Robert'); DROP TABLE students;--"),
-        _ => builder.schema(""),
+        10 => builder.schema(""),
+        _ => builder.compress_from(0),
     }
 }
 

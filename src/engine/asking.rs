@@ -305,6 +305,8 @@ impl Engine {
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
             let (status, mut headers, etag_is_ours) = decode_head(&head)?;
+            let packed = body.is_packed().then(|| Box::new(body.clone()));
+            let body = body.unpack()?;
             add_length(status, &mut headers, body.len());
             let condition = Condition {
                 age,
@@ -326,6 +328,7 @@ impl Engine {
                 condition,
                 checksum: Some(checksum),
                 snapshot,
+                packed,
             })
         });
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {

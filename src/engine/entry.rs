@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Checksum, Snapshot};
+use crate::store::{Checksum, Snapshot, StoredBody};
 
 /// A stored answer: the part that is the same for everybody who gets it.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     pub(super) checksum: Option<Checksum>,
     /// Taken before its handler was called; of one that was read from the store.
     pub(super) snapshot: Option<Snapshot>,
+    /// Its body as it stands in the store, if it is compressed there.
+    pub(super) packed: Option<Box<StoredBody>>,
 }
 
 impl Entry {
@@ -48,6 +50,14 @@ impl Entry {
         self.condition.valid && !self.condition.fresh_for.is_zero() && !self.is_part()
     }
 
+    /// What stands in the store for its body.
+    pub(super) fn body_as_stored(&self) -> StoredBody {
+        match &self.packed {
+            Some(packed) => StoredBody::clone(packed),
+            None => StoredBody::plain(self.body.clone()),
+        }
+    }
+
     /// The same with other fields.
     pub(crate) fn with_headers(&self, headers: HeaderMap) -> Self {
         let answer = Answer {
@@ -59,6 +69,7 @@ impl Entry {
             condition: self.condition,
             checksum: self.checksum,
             snapshot: self.snapshot.clone(),
+            packed: self.packed.clone(),
         }
     }
 }

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::ETAG;
+use http::header::{CONTENT_ENCODING, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::Engine;
 use super::entry::{Answer, Entry};
 use super::flight::{Landed, Pilot};
 use super::gauge::Token;
 use super::lease::Lease;
 use super::memory::Standing;
 use super::replica::{Replica, Seen};
+use super::{Engine, Settings};
 use crate::domain::Scope;
 use crate::http::conditional;
 use crate::http::fields::{encode_head, fields_to_serve};
@@ -26,7 +26,7 @@ use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Checksum, Marker, Origin, Record, Snapshot};
+use crate::store::{Checksum, Marker, Origin, Record, Snapshot, StoredBody};
 use crate::sync::Handle;
 
 /// An answer that is being computed.
@@ -79,6 +79,23 @@ pub(crate) struct StoredHead {
     pub(crate) headers: HeaderMap,
     /// How the validator is made that the handler did not give.
     pub(crate) etag: GeneratedEtag,
+}
+
+/// The stored entry that an answer has the body of.
+#[derive(Debug)]
+struct Freshened {
+    checksum: Checksum,
+    /// Every byte as it stands there: the checksum covers it.
+    body: StoredBody,
+}
+
+impl Settings {
+    /// Whether the body of this answer is stored compressed, if that is worth it.
+    fn packs(&self, answer: &Answer) -> bool {
+        self.compress_from
+            .is_some_and(|least| answer.body.len() >= least)
+            && !answer.headers.contains_key(CONTENT_ENCODING)
+    }
 }
 
 impl Fill {
@@ -159,7 +176,11 @@ impl Fill {
     pub(crate) fn freshen(self, entry: &Entry, mut label: Label, freshness: Freshness) {
         let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
         let (key, marker) = self.place(&mut label);
-        let freshens = entry.checksum.filter(|_| key == entry.key);
+        let checksum = entry.checksum.filter(|_| key == entry.key);
+        let freshens = checksum.map(|checksum| Freshened {
+            checksum,
+            body: entry.body_as_stored(),
+        });
         let answer = Answer {
             key,
             ..Answer::clone(&entry.answer)
@@ -175,7 +196,7 @@ impl Fill {
         marker: Option<Marker>,
         head: Vec<u8>,
         answer: Answer,
-        freshens: Option<Checksum>,
+        freshens: Option<Freshened>,
     ) {
         let Some(seen) = self.seen.take() else {
             return self.keep(label, freshness, marker, head, answer, freshens);
@@ -205,7 +226,7 @@ impl Fill {
         marker: Option<Marker>,
         head: Vec<u8>,
         mut answer: Answer,
-        freshens: Option<Checksum>,
+        freshens: Option<Freshened>,
     ) {
         let (engine, standing) = (self.engine.clone(), self.standing);
         let (pilot, lease) = (self.pilot.take(), self.lease.take());
@@ -213,16 +234,7 @@ impl Fill {
         let condition = freshness.condition();
         answer.cost = standing.asked_at.elapsed();
         let is_part = label.part.is_some();
-        let mut record = self.record(
-            label,
-            freshness,
-            answer.key,
-            marker,
-            head,
-            answer.body.clone(),
-            freshens,
-        );
-        record.cost = answer.cost;
+        let record = self.record(label, freshness, marker, head, &answer, freshens);
         answer.probes.clone_from(&record.probes);
         if !is_part {
             let answer = Arc::new(answer);
@@ -253,18 +265,21 @@ impl Fill {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // private: the parts of a record
     fn record(
         self,
         label: Label,
         freshness: Freshness,
-        key: Key,
         marker: Option<Marker>,
         head: Vec<u8>,
-        body: Bytes,
-        freshens: Option<Checksum>,
+        answer: &Answer,
+        freshens: Option<Freshened>,
     ) -> Record {
         let probes = label.all_probes();
+        let packs = freshens.is_none() && self.engine.settings.packs(answer);
+        let (body, freshens) = match freshens {
+            Some(Freshened { body, checksum }) => (body, Some(checksum)),
+            None => (StoredBody::plain(answer.body.clone()), None),
+        };
         let Label {
             scopes,
             probes: _,
@@ -283,7 +298,7 @@ impl Fill {
             revalidatable,
         } = freshness;
         Record {
-            key,
+            key: answer.key,
             origin: self.origin,
             scopes,
             probes,
@@ -295,10 +310,11 @@ impl Fill {
             authority,
             path,
             route,
-            cost: Duration::ZERO,
+            cost: answer.cost,
             tenant,
             head,
             body,
+            packs,
             freshens,
             marker,
             lease: None,

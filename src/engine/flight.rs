@@ -68,6 +68,7 @@ impl Landed {
             condition: self.condition.later(self.standing.asked_at.elapsed()),
             checksum: None,
             snapshot: None,
+            packed: None,
         }
     }
 }

@@ -322,6 +322,7 @@ fn settings() -> Settings {
         queue_entries: 100,
         queue_bytes: 1 << 20,
         fill_bytes: 1 << 20,
+        compress_from: None,
         lease_wait: Duration::from_secs(5),
         lease_life: Duration::from_secs(10),
         doorbell: None,

@@ -138,6 +138,7 @@ impl Remembered {
             condition: self.condition.later(now.since(self.asked_at)),
             checksum: None,
             snapshot: None,
+            packed: None,
         }
     }
 

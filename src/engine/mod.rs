@@ -31,6 +31,7 @@
 //! | a lease | 10 s | [`lease_life`](crate::PgCacheBuilder::lease_life) | somebody else fills | `stampede`: `the_lease_of_an_instance…` |
 //! | leases being given back | 1,024, each for `store_deadline` | | they expire | `limit` |
 //! | answers to be stored | 1,024, 32 MiB | [`store_queue`](crate::PgCacheBuilder::store_queue) | not stored | `faults`: `a_full_queue…` |
+//! | bodies being compressed | one transaction's, on one thread, for `store_deadline` | [`compress_from`](crate::PgCacheBuilder::compress_from) | stored as they are | `compression`: `without_a_thread…` |
 //! | answers in a transaction | 32, and 1 % of `max_bytes`, `max_entries` | | the next one | `janitor`: `bounds` |
 //! | waiting for room in the store | 2 s | | not stored | `janitor`: `disk` |
 //! | changes being written | 4,096, each for [`change_deadline`](crate::PgCacheBuilder::change_deadline) | | overdue at once | `limits`: `beyond_so_many_that_write…` |
@@ -155,6 +156,8 @@ pub(crate) struct Settings {
     pub(crate) queue_entries: usize,
     pub(crate) queue_bytes: usize,
     pub(crate) fill_bytes: usize,
+    /// Bodies of at least so many bytes are stored compressed.
+    pub(crate) compress_from: Option<usize>,
     /// How long a request waits for somebody else's fill, and when the lease of such a fill expires.
     pub(crate) lease_wait: Duration,
     pub(crate) lease_life: Duration,

@@ -12,7 +12,7 @@ use super::gauge::Token;
 use super::lease::Lease;
 use crate::error::Error;
 use crate::key::Key;
-use crate::store::Record;
+use crate::store::{Record, pack};
 use crate::sync::{Mutex, MutexGuard, spawn};
 
 /// How many answers one transaction stores at most.
@@ -162,12 +162,13 @@ fn most_bytes(engine: &Engine) -> usize {
 }
 
 /// Returns whether the transaction was committed.
-async fn write(engine: &Arc<Engine>, records: Vec<Record>) -> bool {
+async fn write(engine: &Arc<Engine>, mut records: Vec<Record>) -> bool {
     let count = records.len() as u64;
     if !engine.has_room().await {
         engine.stats.add(count, |s| &s.dropped);
         return false;
     }
+    pack(&mut records, engine.settings.store_deadline).await;
     let written = match engine
         .store
         .put(records, engine.settings.store_deadline)

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, RowStream};
 
-use super::{Origin, Snapshot, Store, read_transaction};
+use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -39,7 +39,7 @@ pub(crate) enum Stored {
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) head: Bytes,
-    pub(crate) body: Bytes,
+    pub(crate) body: StoredBody,
     pub(crate) probes: Vec<i64>,
     /// Whether nothing that it depends on has changed.
     pub(crate) valid: bool,
@@ -75,6 +75,7 @@ mod column {
     pub(super) const AGE: usize = 14;
     pub(super) const TTL: usize = 15;
     pub(super) const COST: usize = 16;
+    pub(super) const UNPACKED: usize = 17;
 }
 
 /// What one statement asks for.
@@ -176,7 +177,8 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
     let (head, body): (&[u8], &[u8]) = (row.try_get(column::HEAD)?, row.try_get(column::BODY)?);
     let probes: Vec<i64> = row.try_get(column::PROBES)?;
     let filled_at: &str = row.try_get(column::FILLED_AT)?;
-    let expected = checksum(key, filled_at, &probes, head, body);
+    let unpacked: Option<i32> = row.try_get(column::UNPACKED)?;
+    let expected = checksum(key, filled_at, &probes, head, body, unpacked);
     if row.try_get::<_, &[u8]>(column::CHECKSUM)? != expected {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
@@ -190,7 +192,10 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
     let head = head_and_body.split_to(head.len()).freeze();
     Ok(Some(Stored::Answer(Found {
         head,
-        body: head_and_body.freeze(),
+        body: StoredBody {
+            bytes: head_and_body.freeze(),
+            unpacked,
+        },
         probes,
         valid,
         age: seconds(row.try_get(column::AGE)?),
@@ -212,6 +217,7 @@ pub(super) fn checksum(
     probes: &[i64],
     head: &[u8],
     body: &[u8],
+    unpacked: Option<i32>,
 ) -> Checksum {
     let mut hash = blake3::Hasher::new();
     hash_part(&mut hash, key.as_bytes());
@@ -222,6 +228,10 @@ pub(super) fn checksum(
     }
     hash_part(&mut hash, head);
     hash_part(&mut hash, body);
+    // nothing follows the body of one that is stored as it is
+    if let Some(length) = unpacked {
+        hash.update(&length.to_le_bytes());
+    }
     let mut half = [0; 16];
     half.copy_from_slice(&hash.finalize().as_bytes()[..16]);
     half

@@ -18,6 +18,7 @@ mod lease;
 mod lookup;
 #[cfg(all(test, shuttle))]
 pub(crate) mod model;
+mod packing;
 mod patience;
 mod replica;
 mod reply;
@@ -43,6 +44,7 @@ pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
+pub(crate) use packing::{StoredBody, pack};
 pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;

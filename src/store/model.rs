@@ -17,12 +17,11 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::{
     Claimed, Creation, FeedLine, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record,
-    SchemaName, Snapshot, Source, Store, Stored, Volume,
+    SchemaName, Snapshot, Source, Store, Stored, StoredBody, Volume,
 };
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
@@ -85,7 +84,7 @@ struct Row {
     snapshot: Snapshot,
     probes: Vec<i64>,
     head: Vec<u8>,
-    body: Bytes,
+    body: StoredBody,
     at: f64,
     ttl: Duration,
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderName;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{GenericClient, Row};
@@ -11,7 +10,7 @@ use tokio_postgres::{GenericClient, Row};
 use super::lease::give_back_with_answers;
 use super::lookup::{Checksum, checksum};
 use super::schema::Sql;
-use super::{Origin, Store, write_transaction};
+use super::{Origin, Store, StoredBody, write_transaction};
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -42,7 +41,9 @@ pub(crate) struct Record {
     pub(crate) cost: Duration,
     pub(crate) tenant: Option<String>,
     pub(crate) head: Vec<u8>,
-    pub(crate) body: Bytes,
+    pub(crate) body: StoredBody,
+    /// Whether the body is to be compressed first.
+    pub(crate) packs: bool,
     /// The checksum of the stored entry that this one has the body of.
     pub(crate) freshens: Option<Checksum>,
     /// For an answer that varies.
@@ -217,14 +218,18 @@ async fn put_entry(
         cost,
         tenant,
         head,
-        body,
+        body: StoredBody {
+            bytes: body,
+            unpacked,
+        },
+        packs: _,
         freshens,
         marker: _,
         lease: _,
     } = record;
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let snapshot = origin.snapshot.to_string();
-    let checksum = checksum(*key, &snapshot, probes, head, body);
+    let checksum = checksum(*key, &snapshot, probes, head, body, *unpacked);
     let (age, ttl, keep) = (
         seconds(*age),
         seconds(*ttl) - seconds(*overdue),
@@ -238,7 +243,7 @@ async fn put_entry(
         None => (&sql.store, &body),
         Some(checksum_before) => (&sql.freshen, checksum_before),
     };
-    let parameters: [(&(dyn ToSql + Sync), Type); 19] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 20] = [
         (&key, Type::BYTEA),
         (&epoch, Type::TEXT),
         (&incarnation, Type::TEXT),
@@ -258,6 +263,7 @@ async fn put_entry(
         (last, Type::BYTEA),
         (route, Type::TEXT),
         (&cost, Type::FLOAT8),
+        (unpacked, Type::INT4),
     ];
     Ok(client.query_typed_opt(statement, &parameters).await?)
 }

@@ -13,6 +13,7 @@ UPDATE pgcache.entry AS e
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
  WHERE e.key = $1
    AND e.checksum = $17
+   AND e.unpacked IS NOT DISTINCT FROM $20
    AND e.epoch = c.epoch
    AND c.epoch = $2::text::uuid
    AND c.incarnation = $3

@@ -4,12 +4,12 @@
 -- Index: entry_pkey. The columns that change on a rewrite are not indexed (HOT).
 INSERT INTO pgcache.entry AS e
        (key, epoch, snapshot, probes, born_at, expires_at, keep_until, revalidatable,
-        authority, path, tenant, scopes, checksum, head, body, route, cost)
+        authority, path, tenant, scopes, checksum, head, body, route, cost, unpacked)
 SELECT $1, c.epoch, s.snapshot, $5,
        to_timestamp($6) - make_interval(secs => $7),
        to_timestamp($6) + make_interval(secs => $8),
        to_timestamp($6) + make_interval(secs => $9),
-       $10, $11, $12, $13, $14, $15, $16, $17, $18, $19
+       $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s
  WHERE c.epoch = $2::text::uuid
@@ -25,6 +25,7 @@ SELECT $1, c.epoch, s.snapshot, $5,
            revalidatable = EXCLUDED.revalidatable, vary = NULL, variants = NULL,
            authority = EXCLUDED.authority, path = EXCLUDED.path, route = EXCLUDED.route, cost = EXCLUDED.cost, tenant = EXCLUDED.tenant,
            scopes = EXCLUDED.scopes, checksum = EXCLUDED.checksum, head = EXCLUDED.head, body = EXCLUDED.body,
+           unpacked = EXCLUDED.unpacked,
            -- somebody asked for it, or it would not be filled
            value = pgcache.value_used(e.value, 1, EXCLUDED.value)
      WHERE e.epoch <> EXCLUDED.epoch

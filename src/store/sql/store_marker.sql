@@ -22,7 +22,7 @@ SELECT $1, c.epoch, s.snapshot, '{}', clock_timestamp(), kept.until, kept.until,
            variants = CASE WHEN e.epoch = EXCLUDED.epoch AND e.vary = EXCLUDED.vary
                            THEN (EXCLUDED.variants || array_remove(e.variants, EXCLUDED.variants[1]))[1:33]
                            ELSE EXCLUDED.variants END,
-           tenant = NULL, scopes = '{}', checksum = '', head = '', body = '',
+           tenant = NULL, scopes = '{}', checksum = '', head = '', body = '', unpacked = NULL,
            value = pgcache.value_used(e.value, 1, EXCLUDED.value)
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)

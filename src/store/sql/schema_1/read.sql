@@ -62,7 +62,7 @@ CREATE VIEW pgcache.entry_state AS
 CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
 RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
                valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
-               probes bigint[], filled_at text, age float8, ttl float8, cost float8)
+               probes bigint[], filled_at text, age float8, ttl float8, cost float8, unpacked integer)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -90,7 +90,7 @@ BEGIN
         RETURN QUERY
         SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
                e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost
+               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
           -- OFFSET 0: or `valid` would be computed wherever it is mentioned
           FROM (SELECT s.*, s.usable AND s.unchanged AS valid
                   FROM pgcache.entry_state s
@@ -101,7 +101,7 @@ BEGIN
         RETURN QUERY
         SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
                e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost
+               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
           FROM pgcache.entry e
          WHERE e.key = ANY (keys) AND e.keep_until > now AND e.epoch = here.id;
     END IF;
@@ -109,7 +109,7 @@ BEGIN
         RETURN QUERY
         SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed, NULL::bytea, NULL::boolean,
                NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea, NULL::bytea, NULL::bigint[], NULL::text,
-               NULL::float8, NULL::float8, NULL::float8;
+               NULL::float8, NULL::float8, NULL::float8, NULL::integer;
     END IF;
 END
 $$;

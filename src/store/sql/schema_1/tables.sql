@@ -82,9 +82,10 @@ CREATE /*persistence*/ TABLE pgcache.entry (
     route      text,                         -- the pattern that matched, or the layer's place
     tenant     text,
     scopes     text[]      NOT NULL,
-    checksum   bytea       NOT NULL,         -- of key, head and body
+    checksum   bytea       NOT NULL,         -- of key, snapshot, probes, head, body and unpacked
     head       bytea       NOT NULL,
     body       bytea       NOT NULL,
+    unpacked   integer,                      -- not null: the body is compressed (Zstandard), and is that long without
     cost       float8      NOT NULL DEFAULT 0, -- seconds that its handler took
     -- How much it is used, and was (see the janitor): log2 of a decaying count.
     value      float8      NOT NULL DEFAULT extract(epoch FROM clock_timestamp())::float8 / 3600

@@ -59,7 +59,7 @@ CREATE VIEW pgcache.entries AS
            statement_timestamp() - e.born_at AS age, e.expires_at - statement_timestamp() AS fresh_for,
            e.expires_at > statement_timestamp() AS fresh,
            coalesce((SELECT s.usable AND s.unchanged FROM pgcache.entry_state s WHERE s.key = e.key), false) AS valid,
-           octet_length(e.head) + octet_length(e.body) AS bytes
+           octet_length(e.head) + octet_length(e.body) AS bytes, e.unpacked
       FROM pgcache.entry e;
 
 CREATE VIEW pgcache.entries_by_route AS
