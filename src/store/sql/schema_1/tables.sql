@@ -106,12 +106,21 @@ CREATE /*persistence*/ TABLE pgcache.entry (
 -- another table.
 ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
 
--- Who is filling a key. A released lease stays for a while: `released` is the transaction that stored the answer.
+-- Where the lease of a key stands. Keys are hashes.
+CREATE FUNCTION pgcache.lease_place(key bytea) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN get_byte(key, 0) * 256 + get_byte(key, 1);
+
+-- Who is filling a key. A released lease stays until another one takes its place: `released` is the transaction that stored
+-- the answer. There are 65,536 places, so that however many fills there are, the table does not outgrow 15 MB, and nobody has
+-- to clear it up: a claim overwrites what stands in its place, in the same page (HOT), unless that is the lease of another
+-- key, and held. Of 100 fills under way, one in 650 finds it so, and goes without a lease.
 CREATE UNLOGGED TABLE pgcache.lease (
-    key        bytea       PRIMARY KEY,
+    key        bytea       NOT NULL,
     holder     bigint      NOT NULL,
     expires_at timestamptz NOT NULL,
-    released   xid8
+    released   xid8,
+    place      integer     PRIMARY KEY GENERATED ALWAYS AS (pgcache.lease_place(key)) STORED
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
 -- How much is stored: counted by the janitor's last round, and kept up by those who store.
