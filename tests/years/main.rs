@@ -125,7 +125,7 @@ fn margin(name: &str, at_rest: bool) -> (i64, i64) {
     match (name, at_rest) {
         ("heap", true) => (5, MIB / 2),
         // freed memory goes back to the system as the allocator likes
-        ("resident", _) | ("server's processes", _) => (10, 8 * MIB),
+        ("resident" | "server's processes", _) => (10, 8 * MIB),
         // requests under way, and answers that wait to be stored
         ("heap", false) => (25, 4 * MIB),
         ("tasks", true) => (0, 4),
