@@ -261,7 +261,7 @@ async fn the_lease_of_an_instance_that_died_expires() {
     cache.settled().await;
     let died = "INSERT INTO pgcache.lease (key, holder, expires_at)
                 SELECT key, 1, clock_timestamp() + interval '1 s' FROM pgcache.entry
-                ON CONFLICT (key) DO UPDATE SET holder = 1, expires_at = EXCLUDED.expires_at, released = NULL;
+                ON CONFLICT (place) DO UPDATE SET holder = 1, expires_at = EXCLUDED.expires_at, released = NULL;
                 DELETE FROM pgcache.entry";
     sql.batch_execute(died).await.unwrap();
     let until = "SELECT extract(epoch FROM expires_at)::float8 FROM pgcache.lease";
@@ -302,7 +302,7 @@ async fn an_answer_that_never_comes_into_sight_is_not_waited_for_beyond_the_pati
         let unseen = format!(
             "INSERT INTO pgcache.lease (key, holder, expires_at, released)
              SELECT key, 1, clock_timestamp(), '{released}' FROM pgcache.entry
-                 ON CONFLICT (key) DO UPDATE SET holder = 1, released = EXCLUDED.released;
+                 ON CONFLICT (place) DO UPDATE SET holder = 1, released = EXCLUDED.released;
              UPDATE pgcache.entry SET epoch = gen_random_uuid()"
         );
         sql.batch_execute(&unseen).await.unwrap();

@@ -183,8 +183,6 @@ async fn remove(engine: &Arc<Engine>) -> Result<Cleaned, Error> {
         .store
         .prune(engine.settings.max_log_rows, within)
         .await?;
-    let begun = Instant::now();
-    while engine.store.delete_old_leases(within).await? > 0 && begun.elapsed() < LONGEST_RUN {}
     write_down_uses(engine).await?;
     let walked = walk(engine, true).await?;
     Ok(Cleaned { log_rows, ..walked })

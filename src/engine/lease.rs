@@ -6,7 +6,9 @@
 //!    answer yet is told to look again.
 //! 3. The lease of an instance that has died expires on the database's clock. One that lives tries to give it back
 //!    until then, and gives back what was granted too late.
-//! 4. There is no session state. A claim that fails, for whatever reason, costs a second fill and nothing else.
+//! 4. The database has so many places for leases, and two keys may have the same. Whoever finds the other key's lease there,
+//!    and held, fills without one: that costs a second fill at worst.
+//! 5. There is no session state. A claim that fails, for whatever reason, costs a second fill and nothing else.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

@@ -29,6 +29,7 @@
 //! | keys known not to be stored | 10,000, for 10 s | | somebody waits in vain | `flight` |
 //! | waiting for a flight or a lease | 5 s, 2 disappointments | [`lease_wait`](crate::PgCacheBuilder::lease_wait) | the handler | `stampede`: `an_answer_that_never_comes…` |
 //! | a lease | 10 s | [`lease_life`](crate::PgCacheBuilder::lease_life) | somebody else fills | `stampede`: `the_lease_of_an_instance…` |
+//! | leases in Postgres | 65,536 places, 15 MB | | somebody else fills as well | `janitor`: `leases` |
 //! | leases being given back | 1,024, each for `store_deadline` | | they expire | `limit` |
 //! | answers to be stored | 1,024, 32 MiB | [`store_queue`](crate::PgCacheBuilder::store_queue) | not stored | `faults`: `a_full_queue…` |
 //! | bodies being compressed | one transaction's, on one thread, for `store_deadline` | [`compress_from`](crate::PgCacheBuilder::compress_from) | stored as they are | `compression`: `without_a_thread…` |

@@ -124,23 +124,6 @@ impl Store {
         .await
     }
 
-    /// Some of them, at most.
-    pub(crate) async fn delete_old_leases(
-        self: &Arc<Self>,
-        within: Duration,
-    ) -> Result<u64, Error> {
-        self.run(within, |store, mut connection| async move {
-            let transaction = write_transaction(connection.client()).await?;
-            let deleted: i64 = transaction
-                .query_typed_one(&store.sql.delete_old_leases, &[])
-                .await?
-                .try_get(0)?;
-            transaction.commit().await?;
-            Ok(deleted.unsigned_abs())
-        })
-        .await
-    }
-
     /// Says what was stored since the last time.
     pub(crate) async fn report(
         self: &Arc<Self>,

@@ -91,7 +91,6 @@ pub(super) struct Sql {
     pub(super) prune: String,
     pub(super) claim_housekeeping: String,
     pub(super) clean_step: String,
-    pub(super) delete_old_leases: String,
     pub(super) report: String,
     pub(super) add_uses: String,
     pub(super) claim_vacuum: String,
@@ -113,10 +112,10 @@ impl Sql {
             lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
             claim_lease: sql("SELECT pgcache.claim($1, $2, $3, $4)"),
             give_back: sql(
-                "DELETE FROM pgcache.lease WHERE key = $1 AND holder = $2 AND released IS NULL",
+                "DELETE FROM pgcache.lease WHERE place = pgcache.lease_place($1) AND key = $1 AND holder = $2 AND released IS NULL",
             ),
             give_back_with_answer: sql(
-                "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE key = $1 AND holder = $2",
+                "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE place = pgcache.lease_place($1) AND key = $1 AND holder = $2",
             ),
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             vouch: sql(include_str!("sql/vouch.sql")),
@@ -135,7 +134,6 @@ impl Sql {
             prune: sql("SELECT pgcache.prune($1)"),
             claim_housekeeping: sql(include_str!("sql/claim_housekeeping.sql")),
             clean_step: sql("SELECT * FROM pgcache.clean_step($1, $2)"),
-            delete_old_leases: sql("SELECT pgcache.delete_old_leases()"),
             report: sql("SELECT * FROM pgcache.report($1, $2, $3, $4, $5)"),
             add_uses: sql("SELECT pgcache.add_uses($1, $2)"),
             claim_vacuum: sql("SELECT pgcache.claim_vacuum($1, $2)"),

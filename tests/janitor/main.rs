@@ -4,6 +4,7 @@
 
 mod bounds;
 mod disk;
+mod leases;
 mod procedure;
 mod useless;
 mod uses;

@@ -1,7 +1,6 @@
 //! What goes because nobody can use it.
 
 use tokio::time::timeout;
-use tower_pgcache::PgCache;
 
 use crate::{ITEM, Instance, MINUTE, entries, is_stored, number};
 
@@ -67,21 +66,6 @@ async fn the_janitor_makes_nobody_wait_who_reads_or_stores() {
 }
 
 #[tokio::test]
-async fn old_leases_go() {
-    let database = test_support::database().await;
-    let sql = database.connect().await;
-    let cache = PgCache::new(database.pool(2));
-    cache.ready().await.unwrap();
-    let leases = "INSERT INTO pgcache.lease (key, holder, expires_at)
-                  SELECT sha256(n::text::bytea), n, clock_timestamp() - n * interval '1 s'
-                    FROM generate_series(-20, 20000) AS n";
-    sql.batch_execute(leases).await.unwrap();
-    cache.cleanup().await.unwrap();
-    let left = number(&sql, "SELECT count(*) FROM pgcache.lease").await;
-    assert!((70..=80).contains(&left), "{left}");
-}
-
-#[tokio::test]
 async fn a_new_epoch_begins_with_nothing() {
     let database = test_support::database().await;
     let sql = database.connect().await;
@@ -89,7 +73,7 @@ async fn a_new_epoch_begins_with_nothing() {
     instance.get_all(0..10, 10).await;
     instance.cache.cleanup().await.unwrap();
     let foreign = "UPDATE pgcache.epoch SET system_identifier = 1;
-                   INSERT INTO pgcache.lease VALUES ('x', 1, 'infinity')";
+                   INSERT INTO pgcache.lease VALUES ('the key', 1, 'infinity')";
     sql.batch_execute(foreign).await.unwrap();
     instance.cache.ready().await.unwrap();
     assert_eq!(entries(&sql).await, 0);

@@ -338,24 +338,6 @@ BEGIN
 END
 $$;
 
--- Removes leases that nobody asks for any more. Who has filled without one, or too late, has not given it back.
-CREATE FUNCTION pgcache.delete_old_leases(at_most integer DEFAULT 10000) RETURNS bigint
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-AS $$
-DECLARE
-    deleted bigint;
-BEGIN
-    DELETE FROM pgcache.lease
-     WHERE key = ANY (ARRAY(SELECT l.key FROM pgcache.lease l
-                             WHERE l.expires_at < clock_timestamp() - interval '1 minute'
-                             LIMIT at_most FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
-    RETURN deleted;
-END
-$$;
-
 -- The next step of cleaning up. `goes_on`: there is something left to do. `rounds`: how many rounds were begun, to be
 -- handed to the next call; 0 for the first one.
 CREATE FUNCTION pgcache.clean_on(max_entries bigint, max_bytes bigint, INOUT rounds integer, OUT goes_on boolean, OUT removed bigint, OUT evicted bigint)
@@ -400,9 +382,6 @@ BEGIN
     COMMIT;
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
     PERFORM pgcache.prune(max_log_rows);
-    COMMIT;
-    SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;
-    PERFORM pgcache.delete_old_leases();
     LOOP
         COMMIT;
         SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE;

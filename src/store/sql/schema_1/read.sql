@@ -115,8 +115,9 @@ END
 $$;
 
 -- Claims the lease of a key for `life` seconds: 'granted'; 'held', by somebody else; or 'look again': an answer was
--- stored by a transaction that `seen`, the snapshot of the claimant's lookup, does not see. Waits for nobody but
--- another claim of this key. Index: lease_pkey.
+-- stored by a transaction that `seen`, the snapshot of the claimant's lookup, does not see. Granted is also what cannot be
+-- recorded, because another key's lease stands in its place: then others who fill the same key are not held off. Waits for
+-- nobody but another claim of this place. Index: lease_pkey.
 CREATE FUNCTION pgcache.claim(key bytea, holder bigint, life float8, seen text) RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -126,20 +127,21 @@ AS $$
 DECLARE
     known pgcache.lease;
 BEGIN
-    SELECT l.* INTO known FROM pgcache.lease l WHERE l.key = key;
-    IF known.released < pg_snapshot_xmax(pg_current_snapshot()) -- else it is of another life of this database
+    SELECT l.* INTO known FROM pgcache.lease l WHERE l.place = pgcache.lease_place(key);
+    IF known.key = key
+       AND known.released < pg_snapshot_xmax(pg_current_snapshot()) -- else it is of another life of this database
        AND NOT pg_visible_in_snapshot(known.released, seen::pg_snapshot) THEN
         RETURN 'look again';
     END IF;
     IF known.released IS NULL AND known.expires_at > clock_timestamp() THEN
-        RETURN 'held';
+        RETURN CASE WHEN known.key = key THEN 'held' ELSE 'granted' END;
     END IF;
     INSERT INTO pgcache.lease AS l (key, holder, expires_at)
     VALUES (key, holder, clock_timestamp() + make_interval(secs => life))
         ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE
-       SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, released = NULL
-     -- as it was when it was looked at
-     WHERE l.holder = known.holder AND l.expires_at = known.expires_at AND l.released IS NOT DISTINCT FROM known.released;
+       SET key = EXCLUDED.key, holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at, released = NULL
+     -- as it was when it was looked at; if not, it is held, hardly ever by another key, which the next claim will see
+     WHERE l.key = known.key AND l.holder = known.holder AND l.expires_at = known.expires_at AND l.released IS NOT DISTINCT FROM known.released;
     RETURN CASE WHEN FOUND THEN 'granted' ELSE 'held' END;
 END
 $$;
