@@ -89,6 +89,21 @@ pub(crate) struct Answered<B> {
     pub(crate) mark: Mark,
 }
 
+impl<B> Answered<B> {
+    /// The answer to a request that was passed on. What the handler said it has changed is seen to, if an inner layer has
+    /// not claimed the request, and with it that; whether one has.
+    pub(crate) async fn seen_to(self) -> (Response<ResponseBody<B>>, bool) {
+        let response = self.response.map(ResponseBody::passed);
+        let is_claimed = self.mark.is_claimed();
+        if is_claimed {
+            self.guard.disarm();
+        } else {
+            self.guard.commit(self.remarks.invalidates).await;
+        }
+        (response, is_claimed)
+    }
+}
+
 impl<S> Call<S> {
     pub(crate) fn new<B>(cache: Caching, inner: S, request: &Request<B>) -> Self {
         let (tenant, route, head) = cache.rules.route(request, |routed| {
@@ -175,18 +190,11 @@ impl<S> Call<S> {
         S: Service<Request<RequestBody>, Response = Response<B>>,
     {
         let answered = self.ask_inner(request, Vec::new(), learned, None).await;
-        let Answered {
-            response,
-            remarks,
-            guard,
-            mark,
-        } = answered.map_err(|(error, _)| error)?;
-        let response = response.map(ResponseBody::passed);
-        if mark.is_claimed() {
-            guard.disarm();
+        let answered = answered.map_err(|(error, _)| error)?;
+        let (response, is_claimed) = answered.seen_to().await;
+        if is_claimed {
             return Ok(response);
         }
-        guard.commit(remarks.invalidates).await;
         Ok(self.passed(response, reason))
     }
 

@@ -196,9 +196,7 @@ impl Caching {
         headers: &HeaderMap,
         asks: &RequestDirectives,
     ) -> bool {
-        let selects =
-            entry.key == read.key || entry.key == selected(read.key, &entry.headers, headers);
-        selects && self.reuse(entry, read, asks) == Reuse::Serve
+        selects(entry, read, headers) && self.reuse(entry, read, asks) == Reuse::Serve
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
@@ -472,6 +470,11 @@ fn question<'a>(
         part,
         invalid_too: read.policy.serve_invalidated.is_some(),
     }
+}
+
+/// Whether an entry is the one that the request selects.
+fn selects(entry: &Entry, read: &Read, request: &HeaderMap) -> bool {
+    entry.key == read.key || entry.key == selected(read.key, &entry.headers, request)
 }
 
 /// The key under which this request finds an answer with these fields.

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use axum::Router;
 use axum::routing::get as getting;
 use http::Uri;
 use test_support::http::{Answer, get as fetch};
-use test_support::{Database, Options, Server};
+use test_support::{Database, Options, Server, until};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -107,7 +106,7 @@ impl Stage {
             .query_one("SELECT pg_current_wal_insert_lsn()::text", &[]);
         let all: String = row.await.unwrap().get(0);
         let behind = format!("SELECT coalesce(pg_last_wal_replay_lsn() < '{all}', true)");
-        until("the replay", async || {
+        until(HANG, "the replay", async || {
             // an xid that wrote nothing else is flushed by and by
             let client = self.copy.try_connect().await;
             match client {
@@ -129,7 +128,7 @@ impl Stage {
             .await
             .unwrap();
         let state = "SELECT pg_get_wal_replay_pause_state() = 'paused'";
-        until("the pause", async || {
+        until(HANG, "the pause", async || {
             client.query_one(state, &[]).await.unwrap().get(0)
         })
         .await;
@@ -158,16 +157,6 @@ async fn get(app: &Router, path: &str) -> Answer {
 
 async fn settled(cache: &PgCache) {
     timeout(HANG, cache.settled()).await.expect("settled");
-}
-
-/// Waits for something that nobody reports, and that is about to happen.
-async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let work = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(HANG, work).await.expect(what);
 }
 
 /// Until there are hits, whatever it takes.
@@ -289,7 +278,10 @@ async fn whatever_lags_no_hit_is_older_than_its_request() {
             }
         }
         let before = hits.load(Ordering::SeqCst);
-        until("hits", async || hits.load(Ordering::SeqCst) > before + 10).await;
+        until(HANG, "hits", async || {
+            hits.load(Ordering::SeqCst) > before + 10
+        })
+        .await;
     }
     stop.store(true, Ordering::SeqCst);
     while let Some(reader) = readers.join_next().await {
@@ -411,7 +403,7 @@ async fn a_replica_that_was_promoted_or_belongs_to_another_system_is_none() {
             while number(&admin).await < ours - 2 {}
         }
         admin.batch_execute("CREATE TABLE last ()").await.unwrap();
-        until("the other standby", async || {
+        until(HANG, "the other standby", async || {
             let Some(client) = copy.try_connect().await else {
                 return false;
             };
@@ -432,8 +424,8 @@ async fn a_replica_that_was_promoted_or_belongs_to_another_system_is_none() {
     }
 
     // as long as it is one, what is stale is refreshed in the background
-    until("a stale answer", is_stale).await;
-    until("a fresh answer", async || !is_stale().await).await;
+    until(HANG, "a stale answer", is_stale).await;
+    until(HANG, "a fresh answer", async || !is_stale().await).await;
     let client = stage.copy.connect().await;
     client.batch_execute("SELECT pg_promote()").await.unwrap();
     for n in 0..3 {
@@ -443,7 +435,7 @@ async fn a_replica_that_was_promoted_or_belongs_to_another_system_is_none() {
         );
     }
     // nor what is refreshed in the background
-    until("a stale answer", is_stale).await;
+    until(HANG, "a stale answer", is_stale).await;
     let before = calls.load(Ordering::SeqCst);
     for _ in 0..5 {
         settled(&cache).await;

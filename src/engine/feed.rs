@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
-use crate::store::{FeedLine, FeedRead, Origin, Position};
+use crate::store::{FeedRead, Origin, Position, Timer};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
@@ -284,7 +284,7 @@ impl Reader {
 }
 
 async fn read_on(mut reader: Reader) {
-    let mut line = FeedLine::default();
+    let mut timer = Timer::default();
     loop {
         let Some((waiting, position)) = reader.next() else {
             return;
@@ -294,7 +294,7 @@ async fn read_on(mut reader: Reader) {
         let within = engine.settings.lookup_deadline / 2;
         let read = engine
             .store
-            .read_feed(&mut line, position.as_ref(), within)
+            .read_feed(&mut timer, position.as_ref(), within)
             .await;
         let outcome = read.map(|read| match read {
             Some(read) => {

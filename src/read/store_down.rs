@@ -9,7 +9,7 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::body::ResponseBody;
-use crate::call::{Answered, Caching, Call};
+use crate::call::{Caching, Call};
 use crate::engine::Entry;
 use crate::error::BoxError;
 use crate::http::cache_control::RequestDirectives;
@@ -21,7 +21,7 @@ use crate::nesting::Learned;
 use crate::plan::Read;
 
 use super::fill::is_error;
-use super::{selected, variant_key};
+use super::{selects, variant_key};
 
 impl Caching {
     /// A fresh answer that nobody can confirm.
@@ -66,13 +66,10 @@ impl Caching {
     ) -> Option<Entry> {
         let at_most = read.policy.stale_if_store_down?;
         let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
-        let is_selected = |entry: &Entry| {
-            entry.key == read.key || entry.key == selected(read.key, &entry.headers, headers)
-        };
         self.cache
             .engine
             .unconfirmed(read.key, &variant, at_most, |entry| {
-                is_selected(entry) && is_of_use(entry)
+                selects(entry, read, headers) && is_of_use(entry)
             })
     }
 }
@@ -96,13 +93,8 @@ impl<S> Call<S> {
         }
         let headers = request.headers().clone();
         let answered = self.ask_inner(request, Vec::new(), learned, None).await;
-        let Answered {
-            response,
-            remarks,
-            guard,
-            mark,
-        } = match answered {
-            Ok(answered) => answered,
+        let (response, is_claimed) = match answered {
+            Ok(answered) => answered.seen_to().await,
             Err((error, mark)) => {
                 let stand_in = (!mark.is_claimed())
                     .then(|| self.in_place_of_an_error(read, &headers, None))
@@ -110,16 +102,14 @@ impl<S> Call<S> {
                 return stand_in.ok_or(error);
             }
         };
-        if mark.is_claimed() {
-            guard.disarm();
-            return Ok(response.map(ResponseBody::passed));
+        if is_claimed {
+            return Ok(response);
         }
-        guard.commit(remarks.invalidates).await;
         let status = response.status();
         let stand_in = is_error(status)
             .then(|| self.in_place_of_an_error(read, &headers, Some(status)))
             .flatten();
-        Ok(stand_in.unwrap_or_else(|| self.passed(response.map(ResponseBody::passed), reason)))
+        Ok(stand_in.unwrap_or_else(|| self.passed(response, reason)))
     }
 
     fn in_place_of_an_error<B>(

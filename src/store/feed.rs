@@ -53,17 +53,11 @@ pub(crate) struct FeedRead {
     pub(crate) changes: Option<Vec<i64>>,
 }
 
-/// What a read leaves for the next one.
-#[derive(Default)]
-pub(crate) struct FeedLine {
-    timer: Timer,
-}
-
 impl Store {
     /// Reads on from a position; `None`: there is no good epoch.
     pub(crate) async fn read_feed(
         self: &Arc<Self>,
-        line: &mut FeedLine,
+        timer: &mut Timer,
         position: Option<&Position>,
         within: Duration,
     ) -> Result<Option<FeedRead>, Error> {
@@ -79,7 +73,7 @@ impl Store {
             drop(permit);
             (read, session)
         });
-        match line.timer.timeout_at(deadline.at, &mut reading).await {
+        match timer.timeout_at(deadline.at, &mut reading).await {
             Ok((Ok(read), session)) => {
                 self.put_by(session);
                 Ok(read)

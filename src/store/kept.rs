@@ -64,7 +64,7 @@ pub(super) struct Session {
     /// How many were sent without one that is kept.
     plainly: u32,
     /// What is kept, and for which life.
-    kept: Option<(Life, String)>,
+    kept: Option<(Life, Arc<str>)>,
 }
 
 impl Session {
@@ -81,19 +81,22 @@ impl Session {
     }
 
     /// The name of the kept statement that reads the feed, if there is one for this life.
-    pub(super) async fn kept_feed(&mut self, store: &Store, life: &Life) -> Option<String> {
+    pub(super) async fn kept_feed(&mut self, store: &Store, life: &Life) -> Option<Arc<str>> {
         if let Some((of, name)) = &self.kept {
             if of == life {
                 return Some(name.clone());
             }
             self.forget();
         }
+        if store.refusals.are_too_many() {
+            return None;
+        }
         self.plainly += 1;
-        if self.plainly < PLAINLY || store.refusals.are_too_many() {
+        if self.plainly < PLAINLY {
             return None;
         }
         self.plainly = 0;
-        let name = self.prepare_feed(store, life).await?;
+        let name: Arc<str> = self.prepare_feed(store, life).await?.into();
         self.kept = Some((life.clone(), name.clone()));
         Some(name)
     }

@@ -38,7 +38,7 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
-pub(crate) use feed::{FeedLine, FeedRead, Position};
+pub(crate) use feed::{FeedRead, Position};
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
 pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
@@ -48,6 +48,7 @@ pub(crate) use packing::{StoredBody, pack};
 pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
+pub(crate) use timer::Timer;
 pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};

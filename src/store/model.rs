@@ -20,8 +20,8 @@ use std::time::Duration;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::{
-    Claimed, Creation, FeedLine, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record,
-    SchemaName, Snapshot, Source, Store, Stored, StoredBody, Volume,
+    Claimed, Creation, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record, SchemaName,
+    Snapshot, Source, Store, Stored, StoredBody, Timer, Volume,
 };
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
@@ -445,7 +445,7 @@ impl Database {
 
     pub(crate) async fn read_feed(
         self: &Arc<Self>,
-        _line: &mut FeedLine,
+        _timer: &mut Timer,
         position: Option<&Position>,
         _within: Duration,
     ) -> Result<Option<FeedRead>, Error> {

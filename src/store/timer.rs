@@ -9,7 +9,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// It is set anew when it has run out, and not each time: to set one wakes the thread that waits for I/O, which costs
 /// more than all the rest of what has a deadline here.
 #[derive(Debug, Default)]
-pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
+pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
 
 /// It is too late.
 #[derive(Debug)]

@@ -8,7 +8,6 @@ mod changes;
 mod reads;
 mod refreshes;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::MethodRouter;
 use test_support::http::{Answer, send};
-use test_support::{Database, Server};
+use test_support::{Database, Server, until};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_pgcache::{Domain, PgCache, PgCacheLayer, domain};
@@ -49,16 +48,6 @@ async fn get(app: &Router, path: &str) -> Answer {
 
 async fn settled(cache: &PgCache) {
     timeout(HANG, cache.settled()).await.expect("settled");
-}
-
-/// Waits for something that nobody reports, and that is about to happen.
-async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let work = async {
-        while !done().await {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(HANG, work).await.expect(what);
 }
 
 async fn server() -> (Arc<Server>, Database) {

@@ -41,7 +41,7 @@ async fn beyond_so_many_lookups_that_wait_the_handler_is_asked() {
     let answers = lookups.end().await;
     assert!(answers.iter().all(|answer| answer.text() == "x"));
     settled(&cache).await;
-    until("hits", async || get(&app, "/first").await.is_hit()).await;
+    until(HANG, "hits", async || get(&app, "/first").await.is_hit()).await;
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn a_feed_that_hangs_holds_one_connection() {
         .build()
         .unwrap();
     let app = app(getting(|| ready("x")), cache.layer().ttl(MINUTE));
-    until("a hit", async || get(&app, "/").await.is_hit()).await;
+    until(HANG, "a hit", async || get(&app, "/").await.is_hit()).await;
     settled(&cache).await;
     let admin = database.connect().await;
     admin
@@ -69,7 +69,7 @@ async fn a_feed_that_hangs_holds_one_connection() {
     let waiting: i64 = admin.query_one(waiting, &[]).await.unwrap().get(0);
     assert_eq!(waiting, 1);
     admin.batch_execute("COMMIT").await.unwrap();
-    until("a hit", async || get(&app, "/").await.is_hit()).await;
+    until(HANG, "a hit", async || get(&app, "/").await.is_hit()).await;
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ async fn so_many_answers_are_refreshed_at_once_and_the_others_served_as_they_are
     slow.hangs.store(true, Ordering::SeqCst);
     let stale = async |n: usize| {
         let path = format!("/{n}");
-        until("a stale answer", async || {
+        until(HANG, "a stale answer", async || {
             let answer = get(&app, &path).await;
             assert!(answer.is_hit() && answer.text() == "old");
             answer.cache_status().starts_with("hit; ttl=-")
@@ -85,7 +85,7 @@ async fn so_many_answers_are_refreshed_at_once_and_the_others_served_as_they_are
     for n in 0..MOST + SURPLUS {
         stale(n).await;
     }
-    until("the refreshes", async || slow.calls() == MOST).await;
+    until(HANG, "the refreshes", async || slow.calls() == MOST).await;
     for n in 0..MOST + SURPLUS {
         stale(n).await;
     }
@@ -95,7 +95,10 @@ async fn so_many_answers_are_refreshed_at_once_and_the_others_served_as_they_are
     let (refreshed, last) = (get(&app, "/0").await, format!("/{}", MOST + SURPLUS - 1));
     assert_eq!(refreshed.text(), "new");
     // there is room for this one again
-    until("a refresh", async || get(&app, &last).await.text() == "new").await;
+    until(HANG, "a refresh", async || {
+        get(&app, &last).await.text() == "new"
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -109,7 +112,7 @@ async fn of_the_fills_that_take_too_long_so_many_go_on() {
     let layer = cache.layer().stale_if_error_after(Duration::from_millis(1));
     let app = app(slow.handler("max-age=1, stale-if-error=600"), layer);
     expired(&app, &cache).await;
-    until("its expiry", async || {
+    until(HANG, "its expiry", async || {
         let probe = get(&app, &format!("/{}", MOST + SURPLUS - 1)).await;
         !probe.is_hit()
     })
