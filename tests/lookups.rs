@@ -23,7 +23,7 @@ const HANG: Duration = Duration::from_secs(30);
 const THINGS: Domain = domain!("things");
 
 /// Counts what is looked up, stops the statements that ask for a key in `slow` while somebody holds the lock, and
-/// refuses those that ask for a key in `bad`.
+/// refuses those that ask for a key in `bad`. Statements that sessions keep would not be seen, so nothing can be kept.
 const SPY: &str = "
     CREATE SEQUENCE statements; CREATE SEQUENCE keys;
     CREATE TABLE slow (key bytea); CREATE TABLE bad (key bytea);
@@ -36,6 +36,7 @@ const SPY: &str = "
             RAISE 'damaged' USING ERRCODE = 'data_corrupted';
         END IF;
     END $$;
+    DROP FUNCTION pgcache.planned_with_seqscan;
     ALTER FUNCTION pgcache.lookup RENAME TO real_lookup;
     DO $do$ BEGIN
         EXECUTE format(
@@ -58,7 +59,8 @@ impl Stage {
     /// With so many answers stored, at `/0`, `/1`, …
     async fn with(stored: usize, connections: usize) -> Self {
         let database = test_support::database().await;
-        let cache = PgCache::builder(database.pool(4))
+        let pool = database.pool(4);
+        let cache = PgCache::builder(pool.clone())
             .lookup_deadline(HANG)
             .memory(0)
             .lease_wait(Duration::ZERO)
@@ -71,6 +73,15 @@ impl Stage {
             fetch(&app, &format!("/{n}")).await;
         }
         cache.settled().await;
+        // with it, a session forgets what it kept
+        let given_back = async {
+            while pool.state().idle_connections < pool.state().connections {
+                yield_now().await;
+            }
+        };
+        timeout(HANG, given_back)
+            .await
+            .expect("a connection is kept");
         let admin = database.connect().await;
         admin.batch_execute(SPY).await.unwrap();
         Self {

@@ -95,10 +95,17 @@ impl Stage {
     }
 }
 
+/// That reads the feed, and that looks entries up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_statement_that_is_kept_tells_of_every_change() {
+    for memory in [1 << 20, 0] {
+        every_change_is_seen(memory).await;
+    }
+}
+
+async fn every_change_is_seen(memory: usize) {
     let database = test_support::database().await;
-    let stage = Stage::new(&database, 1, 1 << 20).await;
+    let stage = Stage::new(&database, 1, memory).await;
     let goes_on = Arc::new(AtomicBool::new(true));
     let clients = stage.traffic(&goes_on).await;
     stage.something_is_kept().await;
@@ -125,8 +132,14 @@ async fn a_statement_that_is_kept_tells_of_every_change() {
 /// Whatever the application does with a session that it has borrowed, between the cache's statements or for good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_may_forget_everything() {
+    for memory in [1 << 20, 0] {
+        everything_is_forgotten(memory).await;
+    }
+}
+
+async fn everything_is_forgotten(memory: usize) {
     let database = test_support::database().await;
-    let stage = Stage::new(&database, 2, 1 << 20).await;
+    let stage = Stage::new(&database, 2, memory).await;
     let goes_on = Arc::new(AtomicBool::new(true));
     let clients = stage.traffic(&goes_on).await;
     for round in 0..50 {
@@ -147,6 +160,46 @@ async fn sessions_may_forget_everything() {
         client.await.unwrap();
     }
     assert_eq!(stage.calls.load(Ordering::SeqCst), 1);
+}
+
+/// Postgres makes another plan whenever a table was analyzed, for what it is by then: here, one to read all of it each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_lookup_uses_the_index_whatever_postgres_plans() {
+    let database = test_support::database().await;
+    let stage = Stage::new(&database, 2, 0).await;
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let clients = stage.traffic(&goes_on).await;
+    for _ in 0..20 {
+        stage.something_is_kept().await;
+        let analyze = "ANALYZE pgcache.entry, pgcache.epoch, pgcache.invalidation, pgcache.changed";
+        stage.sql.batch_execute(analyze).await.unwrap();
+        assert!(stage.get("/busy").await.is_hit());
+    }
+    stage.something_is_kept().await;
+    goes_on.store(false, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(stage.calls.load(Ordering::SeqCst), 1);
+    // a server process tells what it has read when it ends
+    let Stage {
+        pool, cache, sql, ..
+    } = stage;
+    cache.close().await;
+    drop((pool, cache, stage.app));
+    let scans = "SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relid = 'pgcache.entry'::regclass";
+    let told = async {
+        loop {
+            let row = sql.query_one(scans, &[]).await.unwrap();
+            let (all_of_it, by_index): (i64, i64) = (row.get(0), row.get(1));
+            assert_eq!(all_of_it, 0, "beside {by_index} scans by index");
+            if by_index > 100 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, told).await.expect("nothing was read");
 }
 
 /// The only connection is the handlers' too, under constant traffic and after it.

@@ -26,10 +26,7 @@ pub(crate) struct Position {
 impl Position {
     pub(crate) fn of(origin: &Origin) -> Self {
         Self {
-            life: Life {
-                epoch: origin.epoch.clone(),
-                incarnation: origin.incarnation.clone(),
-            },
+            life: Life::of(origin),
             snapshot: origin.snapshot.clone(),
         }
     }
@@ -139,15 +136,17 @@ impl Store {
         position: &Position,
     ) -> Result<Option<FeedRead>, Error> {
         let Position { life, snapshot } = position;
-        let Some(name) = session.kept_feed(self, life).await else {
+        let (kept, is_this_life) = (&self.sql.feed_kept, &self.sql.is_this_life);
+        let (keeping, client) = session.feed();
+        let Some(name) = keeping.name(client, kept, is_this_life, life).await else {
             return Ok(None);
         };
         // a snapshot is digits, colons and commas
         let execute = format!("EXECUTE {name} ('{snapshot}', {MAX_KEYS})");
-        let messages = match session.client().simple_query(&execute).await {
+        let messages = match client.simple_query(&execute).await {
             Ok(messages) => messages,
             Err(error) => {
-                session.refused(error, &self.refusals)?;
+                keeping.is_refused(error.into(), kept)?;
                 return Ok(None);
             }
         };
@@ -156,9 +155,10 @@ impl Store {
             _ => None,
         });
         let Some(row) = row else {
-            session.forget();
+            keeping.is_over(kept);
             return Ok(None);
         };
+        keeping.is_good();
         let (Some(snapshot), Some(read_committed)) = (row.try_get(0)?, row.try_get(1)?) else {
             return Err(unreadable());
         };

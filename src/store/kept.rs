@@ -8,24 +8,34 @@
 //!    session cannot become another one.
 //! 3. Its name is a hash of its text, which says for which life it is. Under one name there is one statement, whoever prepared
 //!    it: behind a pooler a session may be anybody's.
-//! 4. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
-//! 5. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
+//! 4. Its plan is made with settings that hold while it is prepared only (`sql/keep.sql`). When Postgres makes another one, since
+//!    a table was analyzed or altered, a lookup says so by not answering at all, and is prepared anew.
+//! 5. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
+//! 6. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
 //!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
 //!    after [`MOST_REFUSALS`] of whatever kind nothing is prepared any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{Connection, Store};
+use super::{Connection, Origin};
 use crate::error::Error;
 
 /// How many statements are sent in a borrowing before one is prepared.
 const PLAINLY: u32 = 8;
 
+/// Prepares a statement in a session that has none of its name, and says whether there is one then.
+const KEEP: &str = include_str!("sql/keep.sql");
+
 /// How many errors that plain statements do not have are put up with.
 const MOST_REFUSALS: u32 = 3;
+
+/// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
+/// something that it names.
+const REFUSALS: [&str; 3] = ["26", "0A", "42"];
 
 /// One life of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +46,58 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Both ids, as they can be written into a statement.
-    fn ids(&self) -> Option<(&str, &str)> {
-        let incarnation = self.incarnation.split('/').next()?;
-        let is_plain = |id: &str| id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-        (is_plain(&self.epoch) && is_plain(incarnation)).then_some((&self.epoch, incarnation))
+    pub(super) fn of(origin: &Origin) -> Self {
+        Self {
+            epoch: origin.epoch.clone(),
+            incarnation: origin.incarnation.clone(),
+        }
+    }
+
+    /// Whether it can be written into a statement.
+    fn is_plain(&self) -> bool {
+        let is_plain = |b: u8| b.is_ascii_hexdigit() || b"-/.".contains(&b);
+        self.epoch
+            .bytes()
+            .chain(self.incarnation.bytes())
+            .all(is_plain)
+    }
+}
+
+/// A statement that can be kept.
+#[derive(Debug)]
+pub(super) struct Keepable {
+    /// Of one life: with its epoch and incarnation in place of the words for them.
+    pub(super) text: String,
+    /// Of its parameters.
+    pub(super) types: &'static str,
+    /// Parameters for which it answers at once.
+    pub(super) trial: &'static str,
+    /// What has to be true of the database, beside that it is in this life.
+    pub(super) condition: String,
+    pub(super) refusals: Refusals,
+}
+
+impl Keepable {
+    /// The statement that prepares it, and its name; `None`: this life cannot be written into it.
+    fn prepare(&self, is_this_life: &str, life: &Life) -> Option<(String, String)> {
+        if !life.is_plain() {
+            return None;
+        }
+        let in_this_life = |sql: &str| {
+            sql.replace("/*epoch*/", &life.epoch)
+                .replace("/*incarnation*/", &life.incarnation)
+        };
+        let text = in_this_life(&self.text);
+        let hash = blake3::hash(text.as_bytes()).to_hex();
+        let name = format!("pgcache_{}", &hash.as_str()[..32]);
+        let condition = format!("{} AND {}", in_this_life(is_this_life), self.condition);
+        let prepare = KEEP
+            .replace("/*name*/", &name)
+            .replace("/*types*/", self.types)
+            .replace("/*trial*/", self.trial)
+            .replace("/*condition*/", &condition)
+            .replace("/*statement*/", &text);
+        Some((prepare, name))
     }
 }
 
@@ -61,18 +118,19 @@ impl Refusals {
 /// A connection that is in use for one statement after another.
 pub(super) struct Session {
     connection: Connection,
-    /// How many were sent without one that is kept.
-    plainly: u32,
-    /// What is kept, and for which life.
-    kept: Option<(Life, Arc<str>)>,
+    feed: Keeping,
+    lookup: Keeping,
+    /// As the last plain lookup said.
+    pub(super) life: Option<Life>,
 }
 
 impl Session {
     pub(super) fn new(connection: Connection) -> Self {
         Self {
             connection,
-            plainly: 0,
-            kept: None,
+            feed: Keeping::default(),
+            lookup: Keeping::default(),
+            life: None,
         }
     }
 
@@ -80,67 +138,102 @@ impl Session {
         self.connection.client()
     }
 
-    /// The name of the kept statement that reads the feed, if there is one for this life.
-    pub(super) async fn kept_feed(&mut self, store: &Store, life: &Life) -> Option<Arc<str>> {
-        if let Some((of, name)) = &self.kept {
-            if of == life {
-                return Some(name.clone());
-            }
-            self.forget();
-        }
-        if store.refusals.are_too_many() {
-            return None;
+    /// What it has of the statement that reads the feed, and the connection.
+    pub(super) fn feed(&mut self) -> (&mut Keeping, &Client) {
+        (&mut self.feed, self.connection.client())
+    }
+
+    /// What it has of the statement that looks entries up, the connection, and the life that it is in.
+    pub(super) fn lookup(&mut self) -> (&mut Keeping, &Client, Option<&Life>) {
+        (
+            &mut self.lookup,
+            self.connection.client(),
+            self.life.as_ref(),
+        )
+    }
+}
+
+/// What a session has of one statement.
+#[derive(Default)]
+pub(super) struct Keeping {
+    /// How many were sent without it.
+    plainly: u32,
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    life: Life,
+    name: Arc<str>,
+    /// Whether it has answered.
+    is_proven: bool,
+}
+
+impl Keeping {
+    /// Its name, if it is there for this life. Prepares it when that is worth it.
+    pub(super) async fn name(
+        &mut self,
+        client: &Client,
+        keepable: &Keepable,
+        is_this_life: &str,
+        life: &Life,
+    ) -> Option<Arc<str>> {
+        match &self.kept {
+            Some(kept) if kept.life == *life => return Some(kept.name.clone()),
+            Some(_) => self.forget(),
+            None => {}
         }
         self.plainly += 1;
-        if self.plainly < PLAINLY {
+        if self.plainly < PLAINLY || keepable.refusals.are_too_many() {
             return None;
         }
         self.plainly = 0;
-        let name: Arc<str> = self.prepare_feed(store, life).await?.into();
-        self.kept = Some((life.clone(), name.clone()));
+        let (prepare, name) = keepable.prepare(is_this_life, life)?;
+        if !is_kept(client.simple_query(&prepare).await) {
+            keepable.refusals.add();
+            return None;
+        }
+        let name: Arc<str> = name.into();
+        self.kept = Some(Kept {
+            life: life.clone(),
+            name: name.clone(),
+            is_proven: false,
+        });
         Some(name)
     }
 
-    /// In one transaction, so that it is one session that is asked who it is and that keeps the statement.
-    async fn prepare_feed(&mut self, store: &Store, life: &Life) -> Option<String> {
-        let (epoch, incarnation) = life.ids()?;
-        let in_this_life = |sql: &str| {
-            sql.replace("/*epoch*/", epoch)
-                .replace("/*incarnation*/", incarnation)
-        };
-        let text = in_this_life(&store.sql.feed_kept);
-        let hash = blake3::hash(text.as_bytes()).to_hex();
-        let name = format!("pgcache_{}", &hash.as_str()[..32]);
-        let prepare = in_this_life(&store.sql.keep_feed)
-            .replace("/*name*/", &name)
-            .replace("/*statement*/", &text);
-        let Ok(messages) = self.client().simple_query(&prepare).await else {
-            store.refusals.add();
-            return None;
-        };
-        let is_kept = messages.iter().any(
-            |message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")),
-        );
-        is_kept.then_some(name)
-    }
-
-    /// The next statements are plain ones.
-    pub(super) fn forget(&mut self) {
-        self.kept = None;
-        self.plainly = 0;
-    }
-
-    /// A kept statement ended in this error. Returns it if it is not the database's: the connection is broken.
-    pub(super) fn refused(
-        &mut self,
-        error: tokio_postgres::Error,
-        refusals: &Refusals,
-    ) -> Result<(), Error> {
-        if error.code().is_none() {
-            return Err(error.into());
+    /// It has answered.
+    pub(super) fn is_good(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.is_proven = true;
         }
-        refusals.add();
+    }
+
+    /// It has not answered: the life is over, or there is another plan.
+    pub(super) fn is_over(&mut self, keepable: &Keepable) {
+        if self.kept.as_ref().is_some_and(|kept| !kept.is_proven) {
+            keepable.refusals.add();
+        }
+        self.forget();
+    }
+
+    /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
+    pub(super) fn is_refused(&mut self, error: Error, keepable: &Keepable) -> Result<(), Error> {
+        let state = error.sql_state().map_or("", SqlState::code);
+        if !REFUSALS.iter().any(|class| state.starts_with(class)) {
+            return Err(error);
+        }
+        keepable.refusals.add();
         self.forget();
         Ok(())
     }
+
+    /// The next statements are plain ones.
+    fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+fn is_kept(answer: Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>) -> bool {
+    let is_yes = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"));
+    answer.is_ok_and(|messages| messages.iter().any(is_yes))
 }

@@ -370,7 +370,7 @@ async fn ask(lane: &Lane, session: &mut Session, mut batch: Batch) {
     let asking = batch.asking();
     let asked = lane
         .store
-        .ask(session.client(), &asking, &mut |row| batch.add(row))
+        .ask(session, &asking, &mut |row| batch.add(row))
         .await;
     match asked {
         Ok(()) => batch.end(),

@@ -9,8 +9,9 @@ use futures_util::TryStreamExt;
 use http::HeaderName;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, RowStream};
+use tokio_postgres::{GenericClient, Row, RowStream};
 
+use super::kept::{Life, Session};
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -85,31 +86,103 @@ pub(super) struct Asking {
     pub(super) invalid_too: bool,
 }
 
+impl Asking {
+    async fn send(
+        &self,
+        client: &impl GenericClient,
+        statement: &str,
+    ) -> Result<RowStream, tokio_postgres::Error> {
+        let keys: Vec<&[u8]> = self.keys.iter().map(Key::as_bytes).collect();
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&keys, Type::BYTEA_ARRAY), (&self.invalid_too, Type::BOOL)];
+        client.query_typed_raw(statement, parameters).await
+    }
+
+    /// The same for a statement that is kept under this name.
+    fn execute(&self, name: &str) -> String {
+        let mut text = String::with_capacity(name.len() + 40 + 68 * self.keys.len());
+        text.push_str("EXECUTE ");
+        text.push_str(name);
+        // E'': whatever standard_conforming_strings says
+        text.push_str(" (E'{");
+        for (index, key) in self.keys.iter().enumerate() {
+            text.push_str(if index == 0 { r"\\\\x" } else { r",\\\\x" });
+            push_hex(&mut text, key.as_bytes());
+        }
+        text.push_str("}', ");
+        text.push_str(if self.invalid_too { "true)" } else { "false)" });
+        text
+    }
+}
+
 /// Gets the rows as they come.
 pub(super) type Rows<'a> = &'a mut (dyn FnMut(&Row) -> Result<(), Error> + Send);
 
 impl Store {
     /// As a statement of its own where the default is READ COMMITTED; elsewhere in an explicit transaction.
-    ///
-    /// Not prepared: behind PgBouncer the next statement may be on another server connection. What is worth
-    /// keeping, the plans of what the function does, is kept by the session.
     pub(super) async fn ask(
         &self,
-        client: &mut Client,
-        Asking { keys, invalid_too }: &Asking,
+        session: &mut Session,
+        asking: &Asking,
         rows: Rows<'_>,
     ) -> Result<(), Error> {
-        let keys: Vec<&[u8]> = keys.iter().map(Key::as_bytes).collect();
-        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(&keys, Type::BYTEA_ARRAY), (invalid_too, Type::BOOL)];
-        if self.is_read_committed() {
-            let stream = client.query_typed_raw(&self.sql.lookup, parameters);
-            return self.read_to_end(stream.await?, rows).await;
+        if !self.is_read_committed() {
+            let transaction = read_transaction(session.client()).await?;
+            let stream = asking.send(&transaction, &self.sql.lookup).await?;
+            self.read_to_end(stream, rows).await?;
+            return Ok(transaction.commit().await?);
         }
-        let transaction = read_transaction(client).await?;
-        let stream = transaction.query_typed_raw(&self.sql.lookup, parameters);
-        self.read_to_end(stream.await?, rows).await?;
-        Ok(transaction.commit().await?)
+        if self.ask_kept_lookup(session, asking, rows).await? {
+            return Ok(());
+        }
+        let stream = asking.send(&*session.client(), &self.sql.lookup).await?;
+        let mut life = None;
+        self.read_to_end(stream, &mut |row| {
+            if life.is_none() {
+                life = Some(Life::of(&origin(row)?));
+            }
+            rows(row)
+        })
+        .await?;
+        session.life = life;
+        Ok(())
+    }
+
+    /// By a statement that the session keeps. Returns false if there is no answer: it keeps none, or this life of the database
+    /// is over, or it was planned anew.
+    async fn ask_kept_lookup(
+        &self,
+        session: &mut Session,
+        asking: &Asking,
+        rows: Rows<'_>,
+    ) -> Result<bool, Error> {
+        let (keeping, client, Some(life)) = session.lookup() else {
+            return Ok(false);
+        };
+        let (kept, is_this_life) = (&self.sql.lookup_kept, &self.sql.is_this_life);
+        let Some(name) = keeping.name(client, kept, is_this_life, life).await else {
+            return Ok(false);
+        };
+        let none: [(&(dyn ToSql + Sync), Type); 0] = [];
+        let sent = client.query_typed_raw(&asking.execute(&name), none).await;
+        let mut has_answered = false;
+        let read = match sent {
+            Ok(stream) => {
+                let mut noted = |row: &Row| {
+                    has_answered = true;
+                    rows(row)
+                };
+                self.read_to_end(stream, &mut noted).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match read {
+            Ok(()) if has_answered => keeping.is_good(),
+            Ok(()) => keeping.is_over(kept),
+            Err(error) if has_answered => return Err(error),
+            Err(error) => keeping.is_refused(error, kept)?,
+        }
+        Ok(has_answered)
     }
 
     /// To the end even if something is wrong with a row: the connection is for others after this.
@@ -240,4 +313,12 @@ pub(super) fn checksum(
 /// With its length, so that no two ways to divide the same bytes have one hash.
 fn hash_part(hash: &mut blake3::Hasher, part: &[u8]) {
     hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+}
+
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)].into());
+        text.push(DIGITS[usize::from(byte & 15)].into());
+    }
 }

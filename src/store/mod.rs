@@ -53,7 +53,6 @@ pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use idle::Idle;
-use kept::Refusals;
 use lanes::Lanes;
 use schema::Sql;
 
@@ -79,7 +78,6 @@ pub(crate) struct Store {
     lanes: Lanes,
     feed_permit: Arc<Semaphore>,
     idle: Idle,
-    refusals: Refusals,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -97,7 +95,6 @@ impl Store {
             lanes: Lanes::new(lookup_connections),
             feed_permit: Arc::new(Semaphore::new(1)),
             idle: Idle::default(),
-            refusals: Refusals::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
         })

@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
+use super::kept::{Keepable, Refusals};
 use super::{Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
@@ -74,8 +75,9 @@ pub(super) struct Sql {
     pub(super) schema: String,
     pub(super) lookup: String,
     pub(super) feed: String,
-    pub(super) feed_kept: String,
-    pub(super) keep_feed: String,
+    pub(super) feed_kept: Keepable,
+    pub(super) lookup_kept: Keepable,
+    pub(super) is_this_life: String,
     pub(super) claim_lease: String,
     pub(super) give_back: String,
     pub(super) give_back_with_answer: String,
@@ -120,8 +122,25 @@ impl Sql {
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
-            feed_kept: sql(include_str!("sql/feed_kept.sql")),
-            keep_feed: sql(include_str!("sql/keep_feed.sql")),
+            feed_kept: Keepable {
+                text: sql(include_str!("sql/feed_kept.sql")),
+                types: "pg_catalog.pg_snapshot, integer",
+                trial: "'1:1:', 0",
+                condition: "true".to_owned(),
+                refusals: Refusals::default(),
+            },
+            lookup_kept: Keepable {
+                text: sql(include_str!("sql/lookup_kept.sql")),
+                types: "pg_catalog.bytea[], boolean",
+                trial: "'{}', false",
+                condition: sql(
+                    "(SELECT relkind = 'r' FROM pg_catalog.pg_class WHERE oid = 'pgcache.entry'::pg_catalog.regclass)",
+                ),
+                refusals: Refusals::default(),
+            },
+            is_this_life: sql(
+                "EXISTS (SELECT FROM pgcache.current c WHERE c.epoch = '/*epoch*/' AND c.incarnation = '/*incarnation*/')",
+            ),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),
@@ -161,6 +180,8 @@ impl Sql {
 
 fn in_schema(script: &str, schema: &str) -> String {
     script
+        .replace("/*usable*/", include_str!("sql/usable.sql"))
+        .replace("/*unchanged*/", include_str!("sql/unchanged.sql"))
         .replace("pgcache.", &format!("\"{schema}\"."))
         .replace("/*schema*/", &format!("\"{schema}\""))
 }

@@ -348,6 +348,8 @@ struct Tally {
     summaries: i64,
     /// Reads of the feed that needed no search.
     unchanged: i64,
+    /// What a kept lookup called valid.
+    kept_valid: i64,
 }
 
 struct Checker {
@@ -409,6 +411,31 @@ impl Checker {
             .unwrap();
         self.compare(tally).await;
         self.compare_feeds(tally).await;
+        self.compare_lookups(tally).await;
+    }
+
+    /// What the statement says about entries that a session keeps, beside what the view says.
+    async fn compare_lookups(&mut self, tally: &mut Tally) {
+        let kept = include_str!("../../src/store/sql/lookup_kept.sql")
+            .replace("/*usable*/", include_str!("../../src/store/sql/usable.sql"))
+            .replace(
+                "/*unchanged*/",
+                include_str!("../../src/store/sql/unchanged.sql"),
+            )
+            .replace("p.id = '/*epoch*/'", "true")
+            .replace("AND NOT pgcache.planned_with_seqscan()", "")
+            .replace("$1", "ARRAY[s.key]")
+            .replace("$2", "true");
+        let compare = format!(
+            "SELECT count(*) FILTER (WHERE kept.key IS DISTINCT FROM s.key OR kept.valid IS DISTINCT FROM (s.usable AND s.unchanged)),
+                    count(*) FILTER (WHERE kept.valid)
+               FROM (SELECT * FROM pgcache.entry_state WHERE random() < 0.2 OFFSET 0) s
+              CROSS JOIN LATERAL ({kept}) AS kept (epoch, incarnation, snapshot, at, read_committed, key, valid)"
+        );
+        let row = self.sql.query_one(&compare, &[]).await.unwrap();
+        let otherwise: i64 = row.get(0);
+        assert_eq!(otherwise, 0, "the kept lookup says otherwise");
+        tally.kept_valid += row.get::<_, i64>(1);
     }
 
     /// What is said about the feed without a search, and what the search says.
@@ -559,7 +586,10 @@ async fn what_was_folded_and_pruned_is_judged_as_if_nothing_had_been() {
     assert!(harsh.unusable > 0 && prepared > 0);
     for tally in [&gentle, &harsh] {
         assert!(
-            tally.valid > 100 && tally.changed > 100 && tally.unchanged > 100,
+            tally.valid > 100
+                && tally.changed > 100
+                && tally.unchanged > 100
+                && tally.kept_valid > 20,
             "{tally:?}"
         );
     }

@@ -12,44 +12,25 @@ CREATE VIEW pgcache.current AS
        AND NOT pg_is_in_recovery();
 
 -- What makes a stored entry valid, in one place. An entry is valid iff its snapshot S is usable (not older
--- than the horizon H) and no committed change of its scopes is unseen by S. Unseen are, by the definition
--- of a snapshot, xid >= xmax(S) and xip(S). Changes are in `changed` (found by primary key, one probe for
--- each key of the entry) or in the part of the log that is not folded yet: of S and F, the later one says
--- which rows of the log are unseen by both (two index conditions on invalidation_xid).
+-- than the horizon H) and no committed change of its scopes is unseen by S.
 CREATE VIEW pgcache.entry_state AS
     SELECT e.*,
-           pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.horizon)
-           AND NOT EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
-                            WHERE pg_visible_in_snapshot(x.xid, p.horizon)) AS usable,
+           /*usable*/ AS usable,
            -- Whoever sees all up to the last change of anything needs no search.
-           pg_snapshot_xmin(e.snapshot) > greatest(p.last_folded, newest.xid)
-           OR
-           NOT EXISTS (SELECT FROM pgcache.changed c
-                        WHERE c.key = ANY (e.probes)
-                          AND (EXISTS (SELECT FROM unnest(c.xids) AS x (xid)
-                                        WHERE NOT pg_visible_in_snapshot(x.xid, e.snapshot))
-                               OR c.since IS NOT NULL
-                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
-                                               WHERE x.xid >= c.since AND x.xid < c.xids[1])
-                               -- as with the horizon
-                               OR pg_snapshot_xmax(e.snapshot) < pg_snapshot_xmax(c.seen)
-                               OR c.seen IS NOT NULL
-                                  AND EXISTS (SELECT FROM pg_snapshot_xip(e.snapshot) AS x (xid)
-                                               WHERE pg_visible_in_snapshot(x.xid, c.seen))))
-           AND NOT (newest.xid >= pg_snapshot_xmax(later.snapshot)
-                    AND EXISTS (SELECT FROM pgcache.invalidation i
-                                 WHERE i.xid >= pg_snapshot_xmax(later.snapshot)
-                                   AND i.keys && e.probes))
-           AND NOT EXISTS (SELECT FROM pgcache.invalidation i
-                            WHERE i.xid = ANY (ARRAY(SELECT pg_snapshot_xip(later.snapshot)))
-                              AND i.keys && e.probes
-                              AND NOT pg_visible_in_snapshot(i.xid, e.snapshot)) AS unchanged
-      FROM pgcache.epoch p
-      JOIN pgcache.entry e ON p.singleton AND e.epoch = p.id
-     CROSS JOIN LATERAL (SELECT CASE WHEN pg_snapshot_xmax(e.snapshot) >= pg_snapshot_xmax(p.folded)
-                                     THEN e.snapshot ELSE p.folded END AS snapshot) later
-     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid
-                 OFFSET 0) newest;
+           pg_snapshot_xmin(e.snapshot) > greatest(p.last_folded, p.newest) OR /*unchanged*/ AS unchanged
+      FROM (SELECT p.id, p.horizon, p.folded, p.last_folded, newest.xid AS newest
+              FROM pgcache.epoch p
+             CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid) newest
+             WHERE p.singleton
+            OFFSET 0) p
+      JOIN pgcache.entry e ON e.epoch = p.id;
+
+-- What enable_seqscan was when the statement was planned that calls this: as a function that is said to be IMMUTABLE, it is
+-- called by the planner. So a statement that a session keeps can tell whether its plan was made with what it needs.
+CREATE FUNCTION pgcache.planned_with_seqscan() RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$ SELECT current_setting('enable_seqscan') = 'on' $$;
 
 -- Asks for entries. One row per stored entry that is of any use: valid, or revalidatable, or any with
 -- `invalid_too`. One row with a null key if there is none; no row if the cache must not be used (no good epoch,
