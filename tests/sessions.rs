@@ -129,6 +129,28 @@ async fn every_change_is_seen(memory: usize) {
     }
 }
 
+/// Nothing has changed, and what was stored before is not to be used any more: there is no need to search for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_is_kept_knows_what_was_cleared() {
+    for memory in [1 << 20, 0] {
+        let database = test_support::database().await;
+        let stage = Stage::new(&database, 1, memory).await;
+        for round in 0..20 {
+            stage.get("/1").await;
+            for _ in 0..10 {
+                assert!(stage.get("/1").await.is_hit());
+            }
+            stage.something_is_kept().await;
+            stage
+                .sql
+                .execute("SELECT pgcache.clear()", &[])
+                .await
+                .unwrap();
+            assert!(!stage.get("/1").await.is_hit(), "round {round}");
+        }
+    }
+}
+
 /// Whatever the application does with a session that it has borrowed, between the cache's statements or for good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_may_forget_everything() {
