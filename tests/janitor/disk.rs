@@ -28,13 +28,10 @@ async fn flood(instance: &Instance, sql: &Client, first: u64, enough: impl Fn(i6
     let mut id = first;
     let mut largest = 0;
     while !enough(offered, instance.cache.stats().stored) {
-        for _ in 0..32 {
-            let size = SIZES[id as usize % SIZES.len()];
-            instance.get(id, size).await;
-            offered += size as i64;
-            id += 1;
-        }
-        instance.cache.settled().await;
+        let some = (id..id + 32).map(|id| (id, SIZES[id as usize % SIZES.len()]));
+        offered += some.clone().map(|(_, size)| size as i64).sum::<i64>();
+        instance.get_each(some).await;
+        id += 32;
         largest = largest.max(size(sql).await);
         assert!(largest <= 2 * MOST, "{largest} bytes on the disk");
     }

@@ -9,6 +9,7 @@ mod procedure;
 mod useless;
 mod uses;
 
+use futures_util::future::join_all;
 use std::time::Duration;
 
 use axum::Router;
@@ -60,8 +61,15 @@ impl Instance {
     }
 
     async fn get_all(&self, ids: std::ops::Range<u64>, size: usize) {
-        for id in ids {
-            self.get(id, size).await;
+        self.get_each(ids.map(|id| (id, size))).await;
+    }
+
+    /// 32 at a time, as far as there are that many.
+    async fn get_each(&self, answers: impl IntoIterator<Item = (u64, usize)>) {
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
+            let some = answers.by_ref().take(32);
+            join_all(some.map(|(id, size)| self.get(id, size))).await;
         }
         self.cache.settled().await;
     }
