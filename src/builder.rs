@@ -279,6 +279,15 @@ impl<T> PgCacheBuilder<T> {
     /// Splits the table of entries into this many, 2 to 32, by the hash of the key. Counts when the schema is created: one that
     /// exists stays as it is, which is logged and in [`Capabilities::warnings`](crate::Capabilities::warnings).
     ///
+    /// For very large caches, of many GB: VACUUM then goes over one table, and one index, at a time, and
+    /// autovacuum over several at once; nothing gets faster by it. Of 500,000 answers of 1 KB of which a fifth
+    /// was rewritten VACUUM takes 0.6 s in one table, and 0.06 to 0.1 s in each of 8 partitions. A lookup of one key takes 10 µs
+    /// longer with 8 partitions, and 30 µs with 32; of 32 keys, 10 µs and 20 µs for each (28 µs with one table). Storing
+    /// an answer takes 0.7 ms instead of 0.65 ms. (PostgreSQL 15, 2 cores.)
+    ///
+    /// [`max_bytes`](Self::max_bytes) and [`max_entries`](Self::max_entries) count all partitions together; of `max_bytes`, each
+    /// needs 1 MiB.
+    ///
     /// Defaults to none: one table.
     #[must_use]
     pub fn partitions(mut self, count: u32) -> Self {

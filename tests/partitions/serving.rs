@@ -1,6 +1,7 @@
 //! What is stored, found, replaced and invalidated.
 
 use test_support::http::{Answer, send};
+use tokio_postgres::Client;
 
 use crate::{ITEM, Instance, entries, entries_by_partition, number};
 
@@ -67,6 +68,69 @@ async fn changes_invalidate_what_depends_on_them_and_nothing_else() {
     instance.cache.clear().await.unwrap();
     assert_eq!(instance.get_all(0..40, 100).await, 0);
     assert_eq!(instance.get_all(0..40, 100).await, 40);
+}
+
+/// How many entries are valid, and not, by the one view that decides; and for how many of them, lookups say something else.
+async fn judged(sql: &Client) -> (i64, i64, i64) {
+    let query = "
+        WITH judged AS MATERIALIZED (
+            SELECT s.key, s.usable AND s.unchanged AS valid, s.revalidatable FROM pgcache.entry_state s
+             WHERE s.keep_until > now()
+        ), keys AS MATERIALIZED (
+            SELECT array_agg(e.key) AS wanted FROM pgcache.entry e
+        ), of_use AS MATERIALIZED (
+            SELECT l.key, l.valid, l.head FROM keys, pgcache.lookup(keys.wanted, false) l
+        ), whatever AS MATERIALIZED (
+            SELECT l.key, l.valid, l.head FROM keys, pgcache.lookup(keys.wanted, true) l
+        )
+        SELECT count(*) FILTER (WHERE j.valid), count(*) FILTER (WHERE NOT j.valid),
+               count(*) FILTER (WHERE a.valid IS DISTINCT FROM j.valid
+                                   OR o.valid IS DISTINCT FROM CASE WHEN j.valid OR j.revalidatable THEN j.valid END
+                                   OR a.head IS DISTINCT FROM e.head)
+          FROM judged j JOIN pgcache.entry e USING (key)
+          FULL JOIN whatever a USING (key) FULL JOIN of_use o USING (key)";
+    let row = sql.query_one(query, &[]).await.unwrap();
+    (row.get(0), row.get(1), row.get(2))
+}
+
+/// Entries with all sorts of snapshots, of transactions that have changed what they depend on, and of others.
+#[tokio::test]
+async fn lookups_say_of_each_entry_what_the_view_says() {
+    const SNAPSHOTS: &str = "
+        UPDATE pgcache.entry e SET revalidatable = random() < 0.3,
+               keep_until = CASE WHEN random() < 0.1 THEN now() ELSE now() + interval '1 h' END,
+               snapshot = (SELECT format('%s:%s:%s', coalesce(min(x), now.xmax - back), now.xmax - back, string_agg(x::text, ',' ORDER BY x))
+                             FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xmax,
+                                          floor(random() * 60)::bigint AS back, e.key) now
+                             LEFT JOIN generate_series(now.xmax - back - 20, now.xmax - back - 1) x ON random() < 0.1
+                            GROUP BY now.xmax, back)::pg_snapshot";
+    let database = test_support::database().await;
+    let sql = database.connect().await;
+    let instance = Instance::split(&database).await;
+    instance.get_all(0..100, 100).await;
+    let (mut all_valid, mut all_invalid) = (0, 0);
+    for round in 0..12 {
+        for _ in 0..10 {
+            let change = "SELECT pgcache.invalidate('item', NULL, floor(random() * 100)::text)";
+            sql.batch_execute(change).await.unwrap();
+            sql.batch_execute("SELECT pg_current_xact_id()")
+                .await
+                .unwrap();
+        }
+        match round % 4 {
+            1 => sql.batch_execute("SELECT pgcache.fold()").await.unwrap(),
+            2 => instance.cache.clear().await.unwrap(),
+            _ => {}
+        }
+        sql.batch_execute(SNAPSHOTS).await.unwrap();
+        let (valid, invalid, wrong) = judged(&sql).await;
+        assert_eq!(wrong, 0, "of {valid} and {invalid}, in round {round}");
+        (all_valid, all_invalid) = (all_valid + valid, all_invalid + invalid);
+    }
+    assert!(
+        all_valid > 100 && all_invalid > 100,
+        "{all_valid} {all_invalid}"
+    );
 }
 
 async fn in_language(instance: &Instance, id: u64, language: &str) -> Answer {

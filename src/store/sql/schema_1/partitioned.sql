@@ -1,7 +1,7 @@
 -- Where `entry` is partitioned, what asks for entries by their keys asks for one after the other. A plan that is made once does
 -- not know the partitions of `key = ANY (keys)` and looks into all of them; with `key = wanted` it looks into that of the key.
 
--- As in read.sql, for each key by itself.
+-- As in read.sql, for each key by itself: what needs no search comes first.
 CREATE OR REPLACE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
 RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
                valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
@@ -29,9 +29,17 @@ BEGIN
     END IF;
     last_change := greatest(here.last_folded, (SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1));
     FOREACH wanted IN ARRAY keys LOOP
-        IF EXISTS (SELECT FROM pgcache.entry e
-                    WHERE e.key = wanted
-                      AND (pg_snapshot_xmin(e.snapshot) <= last_change OR pg_snapshot_xmin(e.snapshot) < here.horizon))
+        RETURN QUERY
+        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
+               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
+               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
+          FROM pgcache.entry e
+         WHERE e.key = wanted AND e.keep_until > now AND e.epoch = here.id
+           AND pg_snapshot_xmin(e.snapshot) > last_change AND pg_snapshot_xmin(e.snapshot) >= here.horizon;
+        IF NOT FOUND AND EXISTS (SELECT FROM pgcache.entry e
+                                  WHERE e.key = wanted
+                                    AND (pg_snapshot_xmin(e.snapshot) <= last_change
+                                         OR pg_snapshot_xmin(e.snapshot) < here.horizon))
         THEN
             RETURN QUERY
             SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
@@ -43,13 +51,6 @@ BEGIN
                      WHERE s.key = wanted AND s.keep_until > now
                     OFFSET 0) e
              WHERE e.valid OR e.revalidatable OR invalid_too;
-        ELSE
-            RETURN QUERY
-            SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
-                   e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-                   date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
-              FROM pgcache.entry e
-             WHERE e.key = wanted AND e.keep_until > now AND e.epoch = here.id;
         END IF;
         is_found := is_found OR FOUND;
     END LOOP;
