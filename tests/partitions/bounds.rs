@@ -87,6 +87,44 @@ async fn a_flood_stays_within_the_bound_of_bytes_and_twice_of_it_on_the_disk() {
     assert_eq!(shown, size_on_disk(&sql).await);
 }
 
+/// The rows that go stay on the disk for as long as somebody may see them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_snapshot_costs_hits_and_no_more_room() {
+    let database = test_support::database().await;
+    let (sql, holder) = (database.connect().await, database.connect().await);
+    let configured = |b: tower_pgcache::PgCacheBuilder<_>| {
+        b.partitions(4)
+            .max_bytes(MOST as u64)
+            .cleanup_interval(HOUR)
+    };
+    let instance = Instance::new(&database, configured).await;
+    instance.get_all(0..10, 1_000).await;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pgcache.entry")
+        .await
+        .unwrap();
+    let mut id = 10;
+    while instance.cache.stats().dropped < 500 {
+        for _ in 0..32 {
+            instance.get(id, SIZES[id as usize % SIZES.len()]).await;
+            id += 1;
+        }
+        instance.cache.settled().await;
+        let size = size_on_disk(&sql).await;
+        assert!(size <= 2 * MOST, "{size} bytes on the disk, after {id}");
+    }
+    holder.batch_execute("COMMIT").await.unwrap();
+    let stored = instance.cache.stats().stored;
+    let goes_on = async || {
+        instance.cache.cleanup().await.unwrap();
+        let first = id + 1_000 * instance.cache.stats().misses;
+        instance.get_all(first..first + 100, 1_000).await;
+        instance.cache.stats().stored >= stored + 500
+    };
+    until(MINUTE, "stores again", goes_on).await;
+    assert!(size_on_disk(&sql).await <= 2 * MOST);
+}
+
 /// So many entries more, of half a page each: in 300 pages of each partition.
 async fn copy(sql: &Client, count: u32) {
     let copies = format!(
