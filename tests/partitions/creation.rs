@@ -172,14 +172,12 @@ async fn wrong_numbers_are_refused_with_the_mend() {
 }
 
 /// The partitions belong to the owner, and the instance needs no rights but those that it is granted.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_owner_and_an_application_that_is_not() {
-    let database = test_support::database().await;
+    let server = crate::life::start().await; // for roles that may log in
+    let database = server.database().await;
     let admin = database.connect().await;
-    let (owner, app) = (
-        format!("{}_owner", database.name()),
-        format!("{}_app", database.name()),
-    );
+    let (owner, app) = ("owner", "app");
     let create = format!(
         "CREATE ROLE {owner} NOLOGIN; CREATE ROLE {app} LOGIN; GRANT {owner} TO {app};
          GRANT CREATE ON DATABASE {name} TO {app}, {owner}",
@@ -187,7 +185,7 @@ async fn an_owner_and_an_application_that_is_not() {
     );
     admin.batch_execute(&create).await.unwrap();
     let mut config = database.config();
-    config.user(&app);
+    config.user(app);
     let pool = |config| {
         let manager = tower_pgcache::bb8_postgres::PostgresConnectionManager::new(
             config,
@@ -198,7 +196,7 @@ async fn an_owner_and_an_application_that_is_not() {
             .build_unchecked(manager)
     };
     let cache = builder(pool(config.clone()))
-        .owner(&owner)
+        .owner(owner)
         .partitions(4)
         .build()
         .unwrap();
@@ -219,9 +217,4 @@ async fn an_owner_and_an_application_that_is_not() {
         instance.cache.capabilities().await.unwrap().partitions,
         Some(4)
     );
-    drop((cache, instance));
-    let end = format!(
-        "REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}, {app} CASCADE; DROP ROLE {owner}, {app}"
-    );
-    admin.batch_execute(&end).await.unwrap();
 }

@@ -7,7 +7,7 @@ use test_support::{Options, Server};
 
 use crate::{Instance, builder, entries, entries_by_partition, number, text};
 
-async fn start() -> Server {
+pub(crate) async fn start() -> Server {
     let start = || Server::with(Options::new());
     tokio::task::spawn_blocking(start).await.unwrap().unwrap()
 }
