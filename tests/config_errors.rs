@@ -136,7 +136,7 @@ macro_rules! spoil {
 }
 
 /// A wrong setting of the engine alone.
-const ENGINE: [(&str, &str); 12] = [
+const ENGINE: [(&str, &str); 13] = [
     ("default_ttl(0)", "millisecond"),
     ("lookup_deadline(0)", "millisecond"),
     ("store_deadline(0)", "millisecond"),
@@ -156,6 +156,7 @@ const ENGINE: [(&str, &str); 12] = [
             "feature `compression`"
         },
     ),
+    ("partitions(33)", "use 2 to 32"),
 ];
 
 fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
@@ -171,7 +172,8 @@ fn spoil_engine<T>(builder: PgCacheBuilder<T>, at: usize) -> PgCacheBuilder<T> {
         8 => builder.lookup_connections(0),
         9 => builder.schema("Robert'); DROP TABLE students;--"),
         10 => builder.schema(""),
-        _ => builder.compress_from(0),
+        11 => builder.compress_from(0),
+        _ => builder.partitions(33),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_postgres::Client;
 use tower_pgcache::bb8::Pool;
 use tower_pgcache::bb8_postgres::PostgresConnectionManager;
 use tower_pgcache::tokio_postgres::NoTls;
-use tower_pgcache::{Domain, PgCache, Tenant, domain};
+use tower_pgcache::{Domain, PgCache, PgCacheBuilder, Tenant, domain};
 
 const ITEM: Domain = domain!("item");
 const MINUTE: Duration = Duration::from_secs(60);
@@ -281,6 +281,16 @@ async fn change(client: &Client, tenant: &str, id: i32, breadth: u32) {
 
 #[tokio::test]
 async fn with_the_cache_and_without_it_the_answers_are_the_same() {
+    compare(|builder| builder).await;
+}
+
+/// Every hit comes from a partition.
+#[tokio::test]
+async fn with_partitions_and_without_a_cache_the_answers_are_the_same() {
+    compare(|builder| builder.partitions(4).memory(0)).await;
+}
+
+async fn compare(configure: impl Fn(PgCacheBuilder) -> PgCacheBuilder) {
     let database = test_support::database().await;
     let writer = database.connect().await;
     writer
@@ -292,10 +302,8 @@ async fn with_the_cache_and_without_it_the_answers_are_the_same() {
         .unwrap();
     let instance = || {
         let tenant = Tenant::extension(|t: &TenantId| t.0.clone());
-        let cache = PgCache::builder(database.pool(4))
-            .tenant(tenant)
-            .build()
-            .unwrap();
+        let builder = PgCache::builder(database.pool(4)).tenant(tenant);
+        let cache = configure(builder).build().unwrap();
         (app(&database, Some(&cache)), cache)
     };
     let mut script = Script {

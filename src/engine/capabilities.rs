@@ -14,6 +14,9 @@ pub struct Capabilities {
     pub database: bool,
     /// Whether the tables survive a crash of the server.
     pub durable: bool,
+    /// Into how many tables the entries are split, if they are
+    /// ([`PgCacheBuilder::partitions`](crate::PgCacheBuilder::partitions)).
+    pub partitions: Option<u32>,
     /// Whether commits are heard of at once ([`PgCacheBuilder::listen`](crate::PgCacheBuilder::listen)).
     pub listening: bool,
     /// How many bytes of answers this instance may keep in memory.
@@ -65,6 +68,23 @@ fn complaints(watched: &WatchedTable, has_tenants: bool) -> Vec<String> {
 }
 
 impl Engine {
+    /// What is to be said where the schema was created with another number of partitions than is configured.
+    pub(super) fn partitioned_otherwise(&self, found: Option<u32>) -> Option<String> {
+        let wanted = self
+            .settings
+            .partitions
+            .filter(|_| found != self.settings.partitions)?;
+        let schema = self.store.schema();
+        let found = found.map_or("one table".to_owned(), |count| {
+            format!("{count} partitions")
+        });
+        Some(format!(
+            "partitions({wanted}) counts when the schema is created, and \"{schema}\" was created with {found}, which it \
+             keeps: configure what it has, or drop it (DROP SCHEMA \"{schema}\" CASCADE) to have it created anew, empty, \
+             and watch tables again"
+        ))
+    }
+
     pub(crate) async fn capabilities(
         self: &Arc<Self>,
         has_tenants: bool,
@@ -76,6 +96,7 @@ impl Engine {
         Ok(Capabilities {
             database: true,
             durable: installed.durable,
+            partitions: installed.partitions,
             listening: self.listener.is_listening(),
             memory: self.settings.memory_bytes,
             watched_tables: installed.watched.len(),
@@ -84,6 +105,7 @@ impl Engine {
                 .watched
                 .iter()
                 .flat_map(|watched| complaints(watched, has_tenants))
+                .chain(self.partitioned_otherwise(installed.partitions))
                 .collect(),
         })
     }

@@ -270,8 +270,8 @@ async fn vacuum(engine: &Arc<Engine>, at_once: bool) -> Result<(), Error> {
     let (bounds, within) = (engine.settings.bounds, engine.settings.store_deadline);
     let claimed = engine.store.claim_vacuum(bounds, at_once, within).await?;
     if let Some(and_shrink) = claimed {
-        engine.store.vacuum(and_shrink).await?;
-        tracing::debug!("vacuumed the table of entries");
+        engine.store.vacuum(and_shrink, within).await?;
+        tracing::debug!("vacuumed what holds the entries");
     }
     Ok(())
 }

@@ -318,6 +318,7 @@ fn settings() -> Settings {
         auto_migrate: true,
         durable: false,
         owner: None,
+        partitions: None,
         max_log_rows: 1000,
         queue_entries: 100,
         queue_bytes: 1 << 20,

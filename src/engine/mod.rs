@@ -151,6 +151,8 @@ pub(crate) struct Settings {
     pub(crate) durable: bool,
     /// The role that owns the schema, if not the one that is connected.
     pub(crate) owner: Option<String>,
+    /// Into how many tables a schema that is created splits its entries.
+    pub(crate) partitions: Option<u32>,
     pub(crate) max_log_rows: i64,
     /// How much may be stored.
     pub(crate) bounds: Bounds,
@@ -296,10 +298,15 @@ impl Engine {
         let creation = migrate.then_some(Creation {
             durable: self.settings.durable,
             owner: self.settings.owner.clone(),
+            partitions: self.settings.partitions,
         });
-        self.store
+        let partitions = self
+            .store
             .prepare(creation, self.settings.store_deadline)
             .await?;
+        if let Some(complaint) = self.partitioned_otherwise(partitions) {
+            tracing::warn!("{complaint}");
+        }
         self.readiness.set_ready();
         self.reads.hurry();
         Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::{ToSql, Type};
 
+use super::schema::counted;
 use super::{Store, write_transaction};
 use crate::error::Error;
 
@@ -75,6 +76,8 @@ impl Store {
 pub(crate) struct Installed {
     /// Whether the tables are LOGGED.
     pub(crate) durable: bool,
+    /// Into how many tables the entries are split, if they are.
+    pub(crate) partitions: Option<u32>,
     /// Whether `pg_fraiseql_cache` is followed.
     pub(crate) adopted: bool,
     pub(crate) watched: Vec<WatchedTable>,
@@ -101,11 +104,13 @@ impl Store {
                 .await?;
             let mut installed = Installed {
                 durable: false,
+                partitions: None,
                 adopted: false,
                 watched: Vec::new(),
             };
             for row in &rows {
                 installed.durable = row.try_get("durable")?;
+                installed.partitions = counted(row.try_get("partitions")?);
                 installed.adopted = row.try_get("adopted")?;
                 if let Some(table) = row.try_get("watched")? {
                     installed.watched.push(WatchedTable {

@@ -12,7 +12,7 @@ use crate::key::Key;
 /// How long the unfolded tail of the log gets before somebody folds it.
 const TAIL_TO_FOLD: i64 = 64;
 
-/// How long VACUUM may take. It holds nobody up, and its connection is the only thing that it costs.
+/// How long VACUUM of a table may take. It holds nobody up, and its connection is the only thing that it costs.
 const LONGEST_VACUUM: Duration = Duration::from_secs(600);
 
 /// How much may be stored.
@@ -196,15 +196,33 @@ impl Store {
         .await
     }
 
-    /// Makes the room of what was deleted and replaced usable again.
-    pub(crate) async fn vacuum(self: &Arc<Self>, and_shrink: bool) -> Result<(), Error> {
-        self.run(LONGEST_VACUUM, move |store, mut connection| async move {
-            let statement = if and_shrink {
-                &store.sql.vacuum_and_shrink
-            } else {
-                &store.sql.vacuum
-            };
-            Ok(connection.client().batch_execute(statement).await?)
+    /// Makes the room of what was deleted and replaced usable again, in one table after the other.
+    pub(crate) async fn vacuum(
+        self: &Arc<Self>,
+        and_shrink: bool,
+        within: Duration,
+    ) -> Result<(), Error> {
+        let truncate = if and_shrink { "" } else { ", TRUNCATE false" };
+        for table in self.tables_to_vacuum(within).await? {
+            let statement = format!("VACUUM (SKIP_LOCKED{truncate}) {table}");
+            self.run(LONGEST_VACUUM, |_, mut connection| async move {
+                Ok(connection.client().batch_execute(&statement).await?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn tables_to_vacuum(self: &Arc<Self>, within: Duration) -> Result<Vec<String>, Error> {
+        self.run(within, |store, mut connection| async move {
+            let rows = connection
+                .client()
+                .query_typed(&store.sql.tables_to_vacuum, &[])
+                .await?;
+            Ok(rows
+                .iter()
+                .map(|row| row.try_get(0))
+                .collect::<Result<_, _>>()?)
         })
         .await
     }

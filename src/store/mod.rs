@@ -81,6 +81,8 @@ pub(crate) struct Store {
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
+    /// Whether the entries are partitioned: found out by [`prepare`](Self::prepare).
+    is_partitioned: AtomicBool,
 }
 
 impl Store {
@@ -97,6 +99,7 @@ impl Store {
             idle: Idle::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
+            is_partitioned: AtomicBool::new(false),
         })
     }
 

@@ -410,7 +410,7 @@ impl Database {
         self: &Arc<Self>,
         _create: Option<Creation>,
         _within: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<u32>, Error> {
         self.model.travel().await?;
         {
             let mut state = self.model.lock();
@@ -420,7 +420,8 @@ impl Database {
                 state.horizon = state.snapshot();
             }
         }
-        self.model.travel().await
+        self.model.travel().await?;
+        Ok(None)
     }
 
     pub(crate) async fn lookup(

@@ -5,6 +5,7 @@
 //!    the others wait for it at an advisory lock of that transaction.
 //! 3. `CREATE SCHEMA` is issued only if there is none: a role without CREATE on the database may own it.
 //! 4. A schema of another version is left as it is.
+//! 5. Whether its entries are partitioned is decided when a schema is created, and found in the catalog from then on.
 
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ const MIGRATIONS: [&str; 1] = [concat!(
     include_str!("sql/schema_1/rights.sql"),
     include_str!("sql/schema_1/views.sql"),
 )];
+
+/// What follows each of them where the entries are partitioned.
+const MIGRATIONS_OF_PARTITIONS: [&str; MIGRATIONS.len()] =
+    [include_str!("sql/schema_1/partitioned.sql")];
 
 /// The version that this crate reads and writes.
 pub(super) const VERSION: i32 = MIGRATIONS.len() as i32;
@@ -87,6 +92,7 @@ pub(super) struct Sql {
     pub(super) store_marker: String,
     pub(super) freshen: String,
     pub(super) delete_keys: String,
+    pub(super) delete_keys_of_partitions: String,
     pub(super) invalidate: String,
     pub(super) clear: String,
     pub(super) fold_if_due: String,
@@ -96,14 +102,14 @@ pub(super) struct Sql {
     pub(super) report: String,
     pub(super) add_uses: String,
     pub(super) claim_vacuum: String,
-    pub(super) vacuum: String,
-    pub(super) vacuum_and_shrink: String,
+    pub(super) tables_to_vacuum: String,
     pub(super) capabilities: String,
     #[cfg(feature = "test-util")]
     expire: String,
     drop_schema: String,
     renew_epoch: String,
     version: String,
+    partitions: String,
 }
 
 impl Sql {
@@ -145,6 +151,7 @@ impl Sql {
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),
             delete_keys: sql(include_str!("sql/delete_keys.sql")),
+            delete_keys_of_partitions: sql(include_str!("sql/delete_keys_of_partitions.sql")),
             invalidate: sql(
                 "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid",
             ),
@@ -156,8 +163,7 @@ impl Sql {
             report: sql("SELECT * FROM pgcache.report($1, $2, $3, $4, $5)"),
             add_uses: sql("SELECT pgcache.add_uses($1, $2)"),
             claim_vacuum: sql("SELECT pgcache.claim_vacuum($1, $2)"),
-            vacuum: sql("VACUUM (SKIP_LOCKED, TRUNCATE false) pgcache.entry"),
-            vacuum_and_shrink: sql("VACUUM (SKIP_LOCKED) pgcache.entry"),
+            tables_to_vacuum: sql(include_str!("sql/tables_to_vacuum.sql")),
             capabilities: sql(include_str!("sql/capabilities.sql")),
             #[cfg(feature = "test-util")]
             expire: sql("UPDATE pgcache.entry SET expires_at = clock_timestamp() \
@@ -167,6 +173,9 @@ impl Sql {
                 "SELECT pgcache.renew_epoch(), current_setting('default_transaction_isolation') = 'read committed'",
             ),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
+            partitions: sql(
+                "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('pgcache.entry')",
+            ),
         }
     }
 }
@@ -192,15 +201,31 @@ pub(crate) struct Creation {
     pub(crate) durable: bool,
     /// The role that shall own everything, instead of the one that is connected.
     pub(crate) owner: Option<String>,
+    /// Into how many tables the entries are split; `None`: they stand in one.
+    pub(crate) partitions: Option<u32>,
+}
+
+impl Creation {
+    /// A script, with what differs from schema to schema.
+    fn complete(&self, script: &str) -> String {
+        let split = self.partitions.map(|count| {
+            include_str!("sql/schema_1/partitions.sql").replace("/*count*/", &count.to_string())
+        });
+        let persistence = if self.durable { "" } else { "UNLOGGED" };
+        script
+            .replace("/*partitions*/", &split.unwrap_or_default())
+            .replace("/*persistence*/", persistence)
+    }
 }
 
 impl Store {
-    /// Makes sure of a schema of the right version (created or migrated if `create` says how) and of an epoch.
+    /// Makes sure of a schema of the right version (created or migrated if `create` says how) and of an epoch. Returns into how
+    /// many tables its entries are split, if they are.
     pub(crate) async fn prepare(
         self: &Arc<Self>,
         create: Option<Creation>,
         within: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<u32>, Error> {
         self.run(within, move |store, mut connection| async move {
             let client = connection.client();
             let found = version(client, &store.sql).await?;
@@ -210,7 +235,13 @@ impl Store {
                 };
                 migrate(client, &store.sql, creation).await?;
             }
-            renew_epoch(client, &store).await
+            renew_epoch(client, &store).await?;
+            let partitions = partitions(client, &store.sql).await?;
+            let is_partitioned = partitions.is_some();
+            store
+                .is_partitioned
+                .store(is_partitioned, Ordering::Relaxed);
+            Ok(partitions)
         })
         .await
     }
@@ -265,6 +296,16 @@ async fn version(client: &impl GenericClient, sql: &Sql) -> Result<Option<i32>, 
     }
 }
 
+async fn partitions(client: &impl GenericClient, sql: &Sql) -> Result<Option<u32>, Error> {
+    let row = client.query_typed_one(&sql.partitions, &[]).await?;
+    Ok(counted(row.try_get(0)?))
+}
+
+/// The number of partitions; there are none where the entries stand in one table.
+pub(super) fn counted(partitions: i64) -> Option<u32> {
+    u32::try_from(partitions).ok().filter(|count| *count > 0)
+}
+
 fn mismatch(schema: &str, found: Option<i32>) -> Error {
     let message = match found {
         None => format!(
@@ -308,10 +349,14 @@ async fn migrate(client: &mut Client, sql: &Sql, creation: Creation) -> Result<(
     if found.is_none() {
         create_empty(&transaction, sql).await?;
     }
-    for (script, version) in MIGRATIONS.iter().zip(1..).skip(found.unwrap_or(0) as usize) {
-        let persistence = if creation.durable { "" } else { "UNLOGGED" };
-        let script = in_schema(script, &sql.schema).replace("/*persistence*/", persistence);
+    let scripts = MIGRATIONS.iter().zip(MIGRATIONS_OF_PARTITIONS);
+    for ((script, of_partitions), version) in scripts.zip(1..).skip(found.unwrap_or(0) as usize) {
+        let script = in_schema(&creation.complete(script), &sql.schema);
         transaction.batch_execute(&script).await?;
+        if partitions(&transaction, sql).await?.is_some() {
+            let script = in_schema(of_partitions, &sql.schema);
+            transaction.batch_execute(&script).await?;
+        }
         let record = in_schema(
             "INSERT INTO pgcache.migration (version, crate) VALUES ($1, $2)",
             &sql.schema,

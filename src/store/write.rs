@@ -1,6 +1,7 @@
 //! Storing answers and recording invalidations.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -142,8 +143,13 @@ impl Store {
                 }
             }
             if !given_way.is_empty() {
+                let delete = if store.is_partitioned.load(Ordering::Relaxed) {
+                    &store.sql.delete_keys_of_partitions
+                } else {
+                    &store.sql.delete_keys
+                };
                 transaction
-                    .execute_typed(&store.sql.delete_keys, &[(&given_way, Type::BYTEA_ARRAY)])
+                    .execute_typed(delete, &[(&given_way, Type::BYTEA_ARRAY)])
                     .await?;
             }
             transaction.commit().await?;

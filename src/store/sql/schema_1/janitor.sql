@@ -49,15 +49,21 @@ RETURN CASE WHEN class >= 999 THEN 'Infinity'
             WHEN class > 500 THEN reference + (class - 500) / 16.0::float8
             ELSE reference - (exp((500 - class) / 16.0::float8 * ln(2::float8)) - 1) / 3600 END;
 
+-- Of all that belongs to the entries: rows, what stands out of line, indexes.
+CREATE FUNCTION pgcache.size_on_disk() RETURNS bigint
+LANGUAGE sql VOLATILE
+RETURN (SELECT sum(pg_total_relation_size(t.relation)) FROM pgcache.entry_table t)::bigint;
+
 -- How many bytes there may be. Less than `max_bytes` while the table is larger on the disk than 1.75 times of it: the
 -- room of large bodies, which stand in another table, is of no use to small ones, so where the answers change there may
 -- be plenty of room and none where it is needed. At nearly twice the bound nothing may stay: then VACUUM can give
 -- everything back.
 CREATE FUNCTION pgcache.bytes_allowed(max_bytes bigint) RETURNS bigint
 LANGUAGE sql VOLATILE
-RETURN greatest(max_bytes - 5 * greatest(pg_total_relation_size('pgcache.entry') - 1.75 * max_bytes, 0), 0)::bigint;
+RETURN greatest(max_bytes - 5 * greatest(pgcache.size_on_disk() - 1.75 * max_bytes, 0), 0)::bigint;
 
--- One step of the walk, over that many pages (of 8 KiB). `too_full`: there is more than there may be. `walked`: the
+-- One step of the walk, over that many pages (of 8 KiB); of partitions, over as many in all, the same ones of each, so
+-- that none is cut down before another. `too_full`: there is more than there may be. `walked`: the
 -- walk has reached the end of the table, and the next step begins at its beginning; null: somebody else is at a step.
 -- `began`: this step was the first of a round.
 --
@@ -108,6 +114,7 @@ BEGIN
         SELECT * INTO stock FROM pgcache.room;
     END IF;
 
+    pages := greatest(pages / (SELECT count(*) FROM pgcache.entry_table), 1);
     most := pgcache.bytes_allowed(max_bytes);
     began := here.page = 0;
     IF began THEN
@@ -193,7 +200,8 @@ BEGIN
     END LOOP;
 
     here.page := here.page + pages;
-    walked := here.page >= pg_relation_size('pgcache.entry') / current_setting('block_size')::bigint;
+    walked := here.page >= (SELECT max(pg_relation_size(t.relation)) FROM pgcache.entry_table t)
+                            / current_setting('block_size')::bigint;
     IF walked THEN
         UPDATE pgcache.walk SET page = 0, threshold = '-Infinity', entries = '{}', bytes = '{}',
                past_reference = here.reference, past_entries = here.entries, past_bytes = here.bytes;
@@ -218,14 +226,14 @@ BEGIN
 END
 $$;
 
--- Whether the caller may vacuum the table: else VACUUM would say so in the server's log each time.
+-- Whether the caller may vacuum the tables: else VACUUM would say so in the server's log each time.
 CREATE FUNCTION pgcache.may_vacuum() RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF current_setting('server_version_num')::integer >= 170000
-       AND has_table_privilege('pgcache.entry', 'MAINTAIN') THEN
+       AND (SELECT bool_and(has_table_privilege(t.relation, 'MAINTAIN')) FROM pgcache.entry_table t) THEN
         RETURN true;
     END IF;
     RETURN (SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = 'pgcache.entry'::regclass);
@@ -261,9 +269,8 @@ AS $$
 <<here>>
 DECLARE
     stock    pgcache.room;
-    size     bigint := pg_total_relation_size('pgcache.entry');
+    size     bigint := pgcache.size_on_disk();
     most     bigint := pgcache.bytes_allowed(max_bytes);
-    toast    oid := (SELECT c.reltoastrelid FROM pg_class c WHERE c.oid = 'pgcache.entry'::regclass);
     vacuums  bigint;
     dead     float8;
     is_large boolean;
@@ -272,7 +279,7 @@ BEGIN
            sum(pg_relation_size(t.relation) * pg_stat_get_dead_tuples(t.relation)::float8
                / greatest(pg_stat_get_dead_tuples(t.relation) + pg_stat_get_live_tuples(t.relation), 1))
       INTO vacuums, dead
-      FROM (VALUES ('pgcache.entry'::regclass::oid), (toast)) AS t (relation);
+      FROM (SELECT e.relation FROM pgcache.entry_table e UNION ALL SELECT e.toast FROM pgcache.entry_table e) t;
     INSERT INTO pgcache.room AS r (entries, bytes, added_entries, added_bytes, churn)
     VALUES (greatest(new_entries, 0), greatest(new_bytes, 0), new_entries, new_bytes, replaced_bytes)
         ON CONFLICT (singleton) DO UPDATE
@@ -301,7 +308,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    is_large boolean := pg_total_relation_size('pgcache.entry') > 1.75 * max_bytes;
+    is_large boolean := pgcache.size_on_disk() > 1.75 * max_bytes;
 BEGIN
     IF NOT pgcache.may_vacuum() THEN
         RETURN NULL;

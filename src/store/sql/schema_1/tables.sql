@@ -113,6 +113,17 @@ CREATE /*persistence*/ TABLE pgcache.entry (
 -- another table.
 ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
 
+-- Nothing (the default), or partitions.sql (`partitions(n)`).
+/*partitions*/
+-- The tables that hold entries: `entry`, or its partitions.
+CREATE VIEW pgcache.entry_table AS
+    SELECT c.oid AS relation, c.reltoastrelid AS toast
+      FROM (SELECT 'pgcache.entry'::regclass::oid AS relation
+             UNION ALL
+            SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = 'pgcache.entry'::regclass) t
+      JOIN pg_class c ON c.oid = t.relation
+     WHERE c.relkind = 'r';
+
 -- Where the lease of a key stands. Keys are hashes.
 CREATE FUNCTION pgcache.lease_place(key bytea) RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -78,7 +78,7 @@ CREATE VIEW pgcache.expiring_by_hour AS
 CREATE VIEW pgcache.stats AS
     SELECT (SELECT count(*) FROM pgcache.entry) AS entries,
            (SELECT count(*) FROM pgcache.entry e WHERE e.expires_at <= clock_timestamp()) AS expired,
-           pg_total_relation_size('pgcache.entry') AS entry_bytes,
+           (SELECT sum(pg_total_relation_size(t.relation)) FROM pgcache.entry_table t)::bigint AS entry_bytes,
            (SELECT count(*) FROM pgcache.invalidation) AS log_rows,
            (SELECT count(*) FROM pgcache.changed) AS changed_keys,
            pg_total_relation_size('pgcache.invalidation') + pg_total_relation_size('pgcache.changed') AS log_bytes,
