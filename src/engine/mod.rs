@@ -48,7 +48,7 @@
 //! | dependencies of an answer | 64 | | not stored | `limits`: `an_answer_depends…` |
 //! | transactions in a snapshot | 64 in progress | | sees less | `store::snapshot` |
 //! | variants of a URI | 32 | | the oldest goes | `semantics`: `the_latest_32_variants…` |
-//! | groups in a field | 1,024 | | the others are not read (RFC 9875 §2) | `http::structured` |
+//! | the name of a group (RFC 9875) | 1,024 bytes | | not stored | `http::structured`, `semantics`: `an_answer_of_a_group…` |
 //! | parts of a range | 16 | | all of the answer | `http::range` |
 //! | explanations of a layer | 256 | | none | `policy`: `a_layer_gives_so_many…` |
 //! | parsers of the application's patterns | its routes | | | |

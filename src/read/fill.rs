@@ -23,7 +23,7 @@ use crate::http::fields::stored_fields;
 use crate::http::partial::{self, combined};
 use crate::http::reuse::may_stand_in;
 use crate::http::storable::{Freshness, NotStored, directives, judge};
-use crate::http::structured::groups;
+use crate::http::structured::{are_too_long, groups};
 use crate::http::vary::{Vary, vary_of};
 use crate::nesting::Learned;
 use crate::plan::{Read, Subject};
@@ -455,7 +455,9 @@ impl<S> Call<S> {
             (too_large && !read.head_only, NotStored::TooLarge),
             (head.headers.len() > MAX_LINES, NotStored::TooLarge),
             (
-                scopes.len() > MAX_DEPENDENCIES + own_scopes || probes.len() > MAX_PROBES,
+                scopes.len() > MAX_DEPENDENCIES + own_scopes
+                    || probes.len() > MAX_PROBES
+                    || are_too_long(&groups),
                 NotStored::TooManyDependencies,
             ),
             (

@@ -59,6 +59,34 @@ async fn an_unsafe_request_invalidates_groups_of_its_origin() {
     assert!(stored(&stage, "/a", get).await);
 }
 
+#[tokio::test]
+async fn of_many_groups_the_last_one_is_invalidated_too() {
+    let stage = Stage::saying(one_origin, grouped).await;
+    let get: Fields<'_> = &[("x-group", r#""mine""#)];
+    stage.ask("GET", "/a", get).await;
+    assert!(stored(&stage, "/a", get).await);
+    let many: Vec<_> = (0..3_000).map(|n| format!("\"{n}\"")).collect();
+    let many = format!("{}, \"mine\"", many.join(", "));
+    stage
+        .ask("POST", "/elsewhere", &[("x-group", many.as_str())])
+        .await;
+    assert!(!stored(&stage, "/a", get).await);
+}
+
+#[tokio::test]
+async fn an_answer_of_a_group_that_cannot_be_invalidated_is_not_stored() {
+    let stage = Stage::saying(one_origin, grouped).await;
+    for (length, is_stored) in [(1_024, true), (1_025, false)] {
+        let group = format!("\"short\", \"{}\"", "x".repeat(length));
+        let get: Fields<'_> = &[("x-group", group.as_str())];
+        let uri = format!("/{length}");
+        stage.ask("GET", &uri, get).await;
+        assert_eq!(stored(&stage, &uri, get).await, is_stored, "{length}");
+        stage.ask("POST", "/elsewhere", get).await;
+        assert!(!stored(&stage, &uri, get).await, "{length}");
+    }
+}
+
 #[derive(Clone)]
 struct TenantId(String);
 
