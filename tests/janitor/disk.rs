@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use test_support::{Database, Options, Server};
 use tokio_postgres::Client;
 
@@ -48,6 +49,20 @@ async fn a_hundred_times_as_much_leaves_twice_the_bound_at_most() {
     flood(&instance, &sql, 0, |_, stored| stored >= wanted).await;
     let stats = instance.cache.stats();
     assert!(stats.dropped < stats.stored / 10, "{stats:?}");
+    assert!(bytes(&sql).await > MOST / 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_instances_leave_twice_the_bound_at_most() {
+    let database = test_support::database().await;
+    let sql = database.connect().await;
+    let instances = join_all((0..4).map(|_| instance(&database))).await;
+    let floods = instances.iter().zip(0..).map(|(instance, n)| {
+        flood(instance, &sql, n * 1_000_000, |offered, _| {
+            offered > 10 * MOST
+        })
+    });
+    join_all(floods).await;
     assert!(bytes(&sql).await > MOST / 2);
 }
 
