@@ -6,8 +6,10 @@
 //! 4. While the store cannot be asked, what is in memory may do: see [`store_down`].
 //! 5. The client's own preconditions and ranges are answered from whatever comes out of it.
 
+mod errand;
 mod fill;
 mod store_down;
+mod storing;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -33,8 +35,8 @@ use crate::key::Key;
 use crate::nesting::{Learned, Mark};
 use crate::plan::{Read, Subject};
 
-pub(crate) use fill::Errand;
-use fill::prepare;
+pub(crate) use errand::Errand;
+use errand::prepare;
 
 impl Caching {
     /// The answer, if it is in memory and young enough for the route: nobody has to be asked or waited for.

@@ -13,11 +13,12 @@
 //! 5. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
 //! 6. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
 //!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
-//!    after [`MOST_REFUSALS`] of whatever kind nothing is prepared any more.
+//!    after [`MOST_REFUSALS`] of whatever kind it is not prepared any more for a [`RESPITE`].
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -30,8 +31,9 @@ const PLAINLY: u32 = 8;
 /// Prepares a statement in a session that has none of its name, and says whether there is one then.
 const KEEP: &str = include_str!("sql/keep.sql");
 
-/// How many errors that plain statements do not have are put up with.
+/// How many errors that plain statements do not have are put up with, within a [`RESPITE`].
 const MOST_REFUSALS: u32 = 3;
+const RESPITE: Duration = Duration::from_secs(3600);
 
 /// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
 /// something that it names.
@@ -101,17 +103,38 @@ impl Keepable {
     }
 }
 
-/// How often the database had something against a kept statement.
+/// How often the database had something against a kept statement of late.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(AtomicU32);
+pub(super) struct Refusals(Mutex<Option<Counted>>);
+
+#[derive(Debug)]
+struct Counted {
+    since: Instant,
+    count: u32,
+}
 
 impl Refusals {
+    fn lock(&self) -> MutexGuard<'_, Option<Counted>> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted
+            .as_ref()
+            .is_some_and(|c| c.since.elapsed() > RESPITE)
+        {
+            *counted = None;
+        }
+        counted
+    }
+
     fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        let mut counted = self.lock();
+        let since = Instant::now();
+        counted.get_or_insert(Counted { since, count: 0 }).count += 1;
     }
 
     fn are_too_many(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= MOST_REFUSALS
+        self.lock()
+            .as_ref()
+            .is_some_and(|counted| counted.count >= MOST_REFUSALS)
     }
 }
 
