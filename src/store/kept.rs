@@ -9,11 +9,13 @@
 //! 3. Its name is a hash of its text, which says for which life it is. Under one name there is one statement, whoever prepared
 //!    it: behind a pooler a session may be anybody's.
 //! 4. Its plan is made with settings that hold while it is prepared only (`sql/keep.sql`). When Postgres makes another one, since
-//!    a table was analyzed or altered, a lookup says so by not answering at all, and is prepared anew.
-//! 5. A connection that is only borrowed for a moment is not worth it: the first [`PLAINLY`] statements are sent as they are.
+//!    a table was analyzed or the search path is another, it says so by not answering at all, and is prepared anew.
+//! 5. To prepare one costs as much as some hundred lookups. So the first [`PLAINLY`] statements of a borrowing are sent as they
+//!    are, then the session may have one from an earlier borrowing, and an instance prepares each once in an [`INTERVAL`] at most.
 //! 6. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
 //!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
 //!    after [`MOST_REFUSALS`] of whatever kind it is not prepared any more for a [`RESPITE`].
+//! 7. It is parsed with the session's search path: what takes any type is named in full in its text.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,12 +30,15 @@ use crate::error::Error;
 /// How many statements are sent in a borrowing before one is prepared.
 const PLAINLY: u32 = 8;
 
-/// Prepares a statement in a session that has none of its name, and says whether there is one then.
+/// Prepares a statement, and says whether it is there.
 const KEEP: &str = include_str!("sql/keep.sql");
+
+/// How long an instance waits before it prepares the same statement again, in whatever session.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many errors that plain statements do not have are put up with, within a [`RESPITE`].
 const MOST_REFUSALS: u32 = 3;
-const RESPITE: Duration = Duration::from_secs(3600);
+const RESPITE: Duration = Duration::from_secs(600);
 
 /// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
 /// something that it names.
@@ -76,65 +81,77 @@ pub(super) struct Keepable {
     pub(super) trial: &'static str,
     /// What has to be true of the database, beside that it is in this life.
     pub(super) condition: String,
-    pub(super) refusals: Refusals,
+    pub(super) record: Record,
 }
 
 impl Keepable {
-    /// The statement that prepares it, and its name; `None`: this life cannot be written into it.
-    fn prepare(&self, is_this_life: &str, life: &Life) -> Option<(String, String)> {
+    /// Its name in this life, and the statement that prepares it; `None`: this life cannot be written into it.
+    fn in_life(&self, is_this_life: &str, life: &Life) -> Option<(String, String)> {
         if !life.is_plain() {
             return None;
         }
-        let in_this_life = |sql: &str| {
-            sql.replace("/*epoch*/", &life.epoch)
-                .replace("/*incarnation*/", &life.incarnation)
-        };
-        let text = in_this_life(&self.text);
-        let hash = blake3::hash(text.as_bytes()).to_hex();
-        let name = format!("pgcache_{}", &hash.as_str()[..32]);
-        let condition = format!("{} AND {}", in_this_life(is_this_life), self.condition);
+        let condition = format!("{is_this_life} AND {}", self.condition);
         let prepare = KEEP
-            .replace("/*name*/", &name)
             .replace("/*types*/", self.types)
             .replace("/*trial*/", self.trial)
             .replace("/*condition*/", &condition)
-            .replace("/*statement*/", &text);
-        Some((prepare, name))
+            .replace("/*statement*/", &self.text)
+            .replace("/*epoch*/", &life.epoch)
+            .replace("/*incarnation*/", &life.incarnation);
+        let hash = blake3::hash(prepare.as_bytes()).to_hex();
+        let name = format!("pgcache_{}", &hash.as_str()[..32]);
+        let prepare = prepare.replace("/*name*/", &name);
+        Some((name, prepare))
     }
 }
 
-/// How often the database had something against a kept statement of late.
+/// What an instance remembers of a statement.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<Option<Counted>>);
+pub(super) struct Record(Mutex<Remembered>);
 
-#[derive(Debug)]
-struct Counted {
-    since: Instant,
-    count: u32,
+#[derive(Debug, Default)]
+struct Remembered {
+    prepared: Option<Instant>,
+    /// When the first of them was.
+    refused: Option<Instant>,
+    /// How often the database had something against it since then.
+    refusals: u32,
 }
 
-impl Refusals {
-    fn lock(&self) -> MutexGuard<'_, Option<Counted>> {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counted
-            .as_ref()
-            .is_some_and(|c| c.since.elapsed() > RESPITE)
-        {
-            *counted = None;
+impl Record {
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |since: Instant| since.elapsed() > RESPITE;
+        if remembered.refused.is_some_and(is_over) {
+            (remembered.refused, remembered.refusals) = (None, 0);
         }
-        counted
+        remembered
     }
 
-    fn add(&self) {
-        let mut counted = self.lock();
-        let since = Instant::now();
-        counted.get_or_insert(Counted { since, count: 0 }).count += 1;
+    fn add_refusal(&self) {
+        let mut remembered = self.lock();
+        remembered.refused.get_or_insert_with(Instant::now);
+        remembered.refusals += 1;
+        if remembered.refusals == MOST_REFUSALS {
+            tracing::info!(
+                "the database does not keep a statement, which is sent as a plain one for ten minutes"
+            );
+        }
     }
 
     fn are_too_many(&self) -> bool {
-        self.lock()
-            .as_ref()
-            .is_some_and(|counted| counted.count >= MOST_REFUSALS)
+        self.lock().refusals >= MOST_REFUSALS
+    }
+
+    /// Whether it may be prepared now. Counts as if it were.
+    fn may_prepare(&self) -> bool {
+        let mut remembered = self.lock();
+        let is_recent = |since: Instant| since.elapsed() < INTERVAL;
+        if remembered.prepared.is_some_and(is_recent) {
+            return false;
+        }
+        remembered.prepared = Some(Instant::now());
+        true
     }
 }
 
@@ -182,13 +199,15 @@ pub(super) struct Keeping {
     /// How many were sent without it.
     plainly: u32,
     kept: Option<Kept>,
+    /// One was there that did not answer.
+    is_outdated: bool,
 }
 
 struct Kept {
     life: Life,
     name: Arc<str>,
-    /// Whether it has answered.
-    is_proven: bool,
+    /// It was prepared just now, and has not answered so far.
+    is_untried: bool,
 }
 
 impl Keeping {
@@ -206,20 +225,26 @@ impl Keeping {
             None => {}
         }
         self.plainly += 1;
-        if self.plainly < PLAINLY || keepable.refusals.are_too_many() {
+        if self.plainly < PLAINLY || keepable.record.are_too_many() {
             return None;
         }
         self.plainly = 0;
-        let (prepare, name) = keepable.prepare(is_this_life, life)?;
-        if !is_kept(client.simple_query(&prepare).await) {
-            keepable.refusals.add();
-            return None;
+        let (name, prepare) = keepable.in_life(is_this_life, life)?;
+        let is_there = !self.is_outdated && says_yes(client, &is_prepared(&name)).await?;
+        if !is_there {
+            if !keepable.record.may_prepare() {
+                return None;
+            }
+            if says_yes(client, &prepare).await != Some(true) {
+                keepable.record.add_refusal();
+                return None;
+            }
         }
         let name: Arc<str> = name.into();
         self.kept = Some(Kept {
             life: life.clone(),
             name: name.clone(),
-            is_proven: false,
+            is_untried: !is_there,
         });
         Some(name)
     }
@@ -227,26 +252,27 @@ impl Keeping {
     /// It has answered.
     pub(super) fn is_good(&mut self) {
         if let Some(kept) = &mut self.kept {
-            kept.is_proven = true;
+            kept.is_untried = false;
         }
     }
 
     /// It has not answered: the life is over, or there is another plan.
     pub(super) fn is_over(&mut self, keepable: &Keepable) {
-        if self.kept.as_ref().is_some_and(|kept| !kept.is_proven) {
-            keepable.refusals.add();
+        if self.kept.as_ref().is_some_and(|kept| kept.is_untried) {
+            keepable.record.add_refusal();
         }
         self.forget();
+        self.is_outdated = true;
     }
 
     /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
     pub(super) fn is_refused(&mut self, error: Error, keepable: &Keepable) -> Result<(), Error> {
+        self.forget();
         let state = error.sql_state().map_or("", SqlState::code);
         if !REFUSALS.iter().any(|class| state.starts_with(class)) {
             return Err(error);
         }
-        keepable.refusals.add();
-        self.forget();
+        keepable.record.add_refusal();
         Ok(())
     }
 
@@ -256,7 +282,13 @@ impl Keeping {
     }
 }
 
-fn is_kept(answer: Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>) -> bool {
+fn is_prepared(name: &str) -> String {
+    format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = '{name}')")
+}
+
+/// `None`: it says nothing at all.
+async fn says_yes(client: &Client, question: &str) -> Option<bool> {
+    let messages = client.simple_query(question).await.ok()?;
     let is_yes = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"));
-    answer.is_ok_and(|messages| messages.iter().any(is_yes))
+    Some(messages.iter().any(is_yes))
 }

@@ -13,7 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::kept::{Keepable, Refusals};
+use super::kept::{Keepable, Record};
 use super::{Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
@@ -133,16 +133,16 @@ impl Sql {
                 types: "pg_catalog.pg_snapshot, integer",
                 trial: "'1:1:', 0",
                 condition: "true".to_owned(),
-                refusals: Refusals::default(),
+                record: Record::default(),
             },
             lookup_kept: Keepable {
                 text: sql(include_str!("sql/lookup_kept.sql")),
                 types: "pg_catalog.bytea[], boolean",
                 trial: "'{}', false",
                 condition: sql(
-                    "(SELECT relkind = 'r' FROM pg_catalog.pg_class WHERE oid = 'pgcache.entry'::pg_catalog.regclass)",
+                    "(SELECT relkind = 'r' FROM pg_catalog.pg_class WHERE oid = 'pgcache.entry'::pg_catalog.regclass::pg_catalog.oid)",
                 ),
-                refusals: Refusals::default(),
+                record: Record::default(),
             },
             is_this_life: sql(
                 "EXISTS (SELECT FROM pgcache.current c WHERE c.epoch = '/*epoch*/' AND c.incarnation = '/*incarnation*/')",
@@ -174,7 +174,7 @@ impl Sql {
             ),
             version: sql("SELECT coalesce(max(version), 0) FROM pgcache.migration"),
             partitions: sql(
-                "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('pgcache.entry')",
+                "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('pgcache.entry')::oid",
             ),
         }
     }

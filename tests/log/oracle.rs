@@ -443,6 +443,7 @@ impl Checker {
         let kept = include_str!("../../src/store/sql/feed_kept.sql");
         let kept = kept
             .replace("'/*epoch*/'", "(SELECT id FROM pgcache.epoch)")
+            .replace("AND NOT pgcache.planned_with_seqscan()", "")
             .replace("$1", "past.snapshot::pg_snapshot")
             .replace("$2", "40000");
         let compare = format!(

@@ -10,3 +10,4 @@ SELECT pg_current_snapshot()::text, (current_setting('default_transaction_isolat
             ELSE (pgcache.feed($1, $2))[5] END
   FROM pgcache.epoch e
  WHERE e.singleton AND e.relation = e.tableoid AND e.id = '/*epoch*/' AND NOT pg_is_in_recovery()
+   AND NOT pgcache.planned_with_seqscan()

@@ -7,7 +7,7 @@ UPDATE pgcache.entry AS e
        expires_at = to_timestamp($6) + make_interval(secs => $8),
        keep_until = to_timestamp($6) + make_interval(secs => $9),
        revalidatable = $10, authority = $11, path = $12, route = $18, cost = $19, tenant = $13,
-       scopes = ARRAY(SELECT DISTINCT s.scope FROM unnest(e.scopes || $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16,
+       scopes = ARRAY(SELECT DISTINCT s.scope FROM pg_catalog.unnest(e.scopes OPERATOR(pg_catalog.||) $14) AS s (scope) ORDER BY s.scope), checksum = $15, head = $16,
        value = pgcache.value_used(e.value, 1, pgcache.value_now())
   FROM pgcache.current c
  CROSS JOIN (SELECT $4::text::pg_snapshot AS snapshot) s

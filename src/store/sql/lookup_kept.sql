@@ -7,7 +7,7 @@ WITH here AS MATERIALIZED (
            pg_current_snapshot()::text AS snapshot, clock_timestamp() AS now,
            current_setting('default_transaction_isolation') = 'read committed' AS read_committed
       FROM pgcache.epoch p
-     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid) newest
+     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid OFFSET 0) newest
      WHERE p.singleton AND p.relation = p.tableoid AND p.id = '/*epoch*/' AND NOT pg_is_in_recovery()
        AND NOT pgcache.planned_with_seqscan()
 )
