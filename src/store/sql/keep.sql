@@ -6,7 +6,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = '/*name*/') THEN
         DEALLOCATE /*name*/;
     END IF;
-    IF NOT (/*condition*/) THEN
+    IF (/*condition*/) IS NOT TRUE THEN
         RETURN;
     END IF;
     PERFORM pg_catalog.set_config('enable_seqscan', 'off', true), pg_catalog.set_config('jit', 'off', true),
