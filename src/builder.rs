@@ -308,7 +308,8 @@ impl<T> PgCacheBuilder<T> {
     /// How many bytes of answers the database may hold, of all instances: heads and bodies, and a flat rate for the rest.
     /// Beyond that those of least use go, by how often and how lately they were asked for. On the disk, the tables
     /// stay within twice of it, provided that the role may vacuum (it owns the tables, is a member of
-    /// [`owner`](Self::owner), or has `MAINTAIN`) or that autovacuum keeps up; else less is stored.
+    /// [`owner`](Self::owner), or has `MAINTAIN`) or that autovacuum keeps up; else less is stored. (An instance knows what
+    /// there is, and not what the others are storing at the time: that may come on top.)
     ///
     /// An answer of more than a tenth of it is not stored. Instances that share a schema should agree on it.
     ///
