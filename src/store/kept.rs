@@ -10,7 +10,7 @@
 //!    it: behind a pooler a session may be anybody's.
 //! 4. Its plan is made with settings that hold while it is prepared only (`sql/keep.sql`). When Postgres makes another one, since
 //!    a table was analyzed or the search path is another, it says so by not answering at all, and is prepared anew.
-//! 5. To prepare one costs as much as some hundred lookups. So the first [`PLAINLY`] statements of a borrowing are sent as they
+//! 5. To prepare one costs as much as a hundred lookups. So the first [`PLAINLY`] statements of a borrowing are sent as they
 //!    are, then the session may have one from an earlier borrowing, and an instance prepares each once in an [`INTERVAL`] at most.
 //! 6. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
 //!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
