@@ -687,7 +687,10 @@ type Feeding = mpsc::UnboundedSender<Result<Bytes, io::Error>>;
 async fn clients_that_leave_leave_nothing_behind() {
     let database = test_support::database().await;
     let pool = database.pool(4);
-    let cache = patient(pool.clone()).store_deadline(Duration::from_secs(2)).build().unwrap();
+    let cache = patient(pool.clone())
+        .store_deadline(Duration::from_secs(2))
+        .build()
+        .unwrap();
     let (entered, mut handlers) = mpsc::unbounded_channel::<Feeding>();
     let streaming = move || {
         let (feeding, pieces) = mpsc::unbounded_channel();
