@@ -26,7 +26,7 @@ use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Checksum, Marker, Origin, Record, Snapshot, StoredBody};
+use crate::store::{Checksum, Marker, Origin, Position, Record, Snapshot, StoredBody};
 use crate::sync::Handle;
 
 /// An answer that is being computed.
@@ -134,6 +134,10 @@ impl Fill {
         &self.origin.snapshot
     }
 
+    pub(super) fn position(&self) -> Position {
+        Position::of(&self.origin)
+    }
+
     /// The inner service has answered: if nothing is stored, nobody has to try the same.
     pub(crate) fn has_answer(&mut self) {
         if let Some(pilot) = &mut self.pilot {
@@ -230,7 +234,7 @@ impl Fill {
     ) {
         let (engine, standing) = (self.engine.clone(), self.standing);
         let (pilot, lease) = (self.pilot.take(), self.lease.take());
-        let snapshot = self.origin.snapshot.clone();
+        let position = self.position();
         let condition = freshness.condition();
         answer.cost = standing.asked_at.elapsed();
         let is_part = label.part.is_some();
@@ -244,7 +248,7 @@ impl Fill {
                     answer,
                     condition,
                     standing,
-                    snapshot,
+                    position,
                 });
             }
         }

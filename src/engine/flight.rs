@@ -19,7 +19,7 @@ use super::entry::{Answer, Entry};
 use super::memory::Standing;
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::Snapshot;
+use crate::store::Position;
 use crate::sync::{Mutex, MutexGuard};
 
 /// For how long nobody waits for a key whose answer was not stored, and how many such keys are known.
@@ -57,8 +57,8 @@ pub(crate) struct Landed {
     /// As of `standing.asked_at`.
     pub(super) condition: Condition,
     pub(super) standing: Standing,
-    /// Taken before the handler was called.
-    pub(super) snapshot: Snapshot,
+    /// Before the handler was called.
+    pub(super) position: Position,
 }
 
 impl Landed {

@@ -520,6 +520,37 @@ fn a_gap_a_crash_or_another_epoch_makes_nobody_trust_what_it_holds() {
     tally.assert_all(&[By::Memory, By::Store, By::Handler, By::HandlerAlone]);
 }
 
+/// After it ids of transactions are given out again: what an old snapshot seems to see may be something else.
+#[test]
+fn a_fill_from_before_a_crash_is_not_for_those_who_come_after_it() {
+    let tally = Arc::new(Tally::default());
+    let counted = tally.clone();
+    explore(2000, move || {
+        let nothing_is_kept = Settings {
+            queue_entries: 0,
+            memory_bytes: 0,
+            ..settings()
+        };
+        let world = World::with(Model::new(2, 100), 1, &nothing_is_kept, &counted);
+        async move {
+            // claims, whose ids the crash forgets
+            for _ in 0..4 {
+                world.request(Page::Both, Handler::AnswersForOne).await;
+            }
+            let visitors = (0..4).map(|_| spawn(world.clone().visit(2)));
+            let here = world.clone();
+            let crash = spawn(async move {
+                here.model.pause().await;
+                here.model.crash_of_a_durable_one();
+                here.write().await;
+            });
+            all(visitors.chain([crash])).await;
+            world.end().await;
+        }
+    });
+    tally.assert_all(&[By::Other, By::Handler]);
+}
+
 #[test]
 fn whoever_leaves_panics_or_gets_no_answer_holds_nobody_up() {
     let tally = Arc::new(Tally::default());

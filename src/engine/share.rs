@@ -18,7 +18,7 @@ use super::lease::Claim;
 use super::{Asked, Engine, Fill, Question};
 use crate::http::cache_status::Bypass;
 use crate::key::Key;
-use crate::store::Snapshot;
+use crate::store::{Position, Snapshot};
 use crate::sync::{Instant, sleep, timeout_at};
 
 /// How long an instance waits before it looks whether another one has stored the answer: at first, and at most.
@@ -43,7 +43,7 @@ struct Sharer<'a> {
     question: &'a Question<'a>,
     is_of_use: &'a (dyn Fn(&Entry) -> bool + Sync),
     /// Of the lookup with which it arrived.
-    arrival: Snapshot,
+    arrival: Position,
     deadline: Instant,
 }
 
@@ -62,7 +62,7 @@ impl Engine {
         let sharer = Sharer {
             question,
             is_of_use,
-            arrival: fill.snapshot().clone(),
+            arrival: fill.position(),
             deadline: Instant::now() + self.settings.lease_wait,
         };
         let mut disappointments = 0;
@@ -178,7 +178,10 @@ impl Engine {
         }
         let is_good = stored.condition.valid
             || match &stored.snapshot {
-                Some(snapshot) => self.was_good(&entry, snapshot, &sharer.arrival).await,
+                Some(snapshot) => {
+                    let arrival = sharer.arrival.snapshot();
+                    self.was_good(&entry, snapshot, arrival).await
+                }
                 None => false,
             };
         is_good.then_some(entry)
@@ -193,11 +196,12 @@ impl Engine {
         if !(sharer.is_of_use)(&entry) || self.changes.concern(&entry.probes) {
             return None;
         }
-        let is_good = landed.snapshot.covers(&sharer.arrival)
+        // after a crash ids of transactions are given out again: snapshots of two lives say nothing about each other
+        let is_comparable = landed.position.is_of_the_life_of(&sharer.arrival);
+        let (snapshot, arrival) = (landed.position.snapshot(), sharer.arrival.snapshot());
+        let is_good = is_comparable && snapshot.covers(arrival)
             || self.is_good(landed).await
-            || self
-                .was_good(&entry, &landed.snapshot, &sharer.arrival)
-                .await;
+            || is_comparable && self.was_good(&entry, snapshot, arrival).await;
         is_good.then_some(entry)
     }
 

@@ -36,6 +36,14 @@ impl Position {
         self.life.epoch == origin.epoch && self.life.incarnation == origin.incarnation
     }
 
+    pub(crate) fn is_of_the_life_of(&self, other: &Self) -> bool {
+        self.life == other.life
+    }
+
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     /// Whether `later` can come after this in one life of a database.
     pub(crate) fn leads_to(&self, later: &Self) -> bool {
         self.life == later.life && self.snapshot.xmax() <= later.snapshot.xmax()
