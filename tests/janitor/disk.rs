@@ -26,6 +26,7 @@ async fn instance(database: &Database) -> Instance {
 /// Fetches what was not there before, until `enough` says so.
 async fn flood(instance: &Instance, sql: &Client, first: u64, enough: impl Fn(i64, u64) -> bool) {
     flood_within(2 * MOST, instance, sql, first, enough).await;
+    assert!(bytes(sql).await <= MOST * 105 / 100);
 }
 
 async fn flood_within(
@@ -46,7 +47,6 @@ async fn flood_within(
         largest = largest.max(size(sql).await);
         assert!(largest <= most, "{largest} bytes on the disk");
     }
-    assert!(bytes(sql).await <= MOST * 105 / 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +76,9 @@ async fn several_instances_leave_twice_the_bound_and_what_is_under_way() {
         })
     });
     join_all(floods).await;
-    assert!(bytes(&sql).await > MOST / 2);
+    instances[0].cache.cleanup().await.unwrap();
+    let kept = bytes(&sql).await;
+    assert!((MOST / 2..=MOST * 105 / 100).contains(&kept), "{kept}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
