@@ -1,7 +1,6 @@
 //! One request on its way through a layer: passing it on, and seeing to what it changes. What is looked up and
 //! stored is in [`read`](crate::read).
 
-use std::slice;
 use std::sync::Arc;
 
 use http::header::HeaderName;
@@ -16,7 +15,7 @@ use crate::engine::ChangeGuard;
 use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus};
 use crate::http::invalidation::{is_safe, linked_paths, represents_target, says_unchanged};
-use crate::http::structured::{are_too_long, groups};
+use crate::http::structured::{groups, is_too_long};
 use crate::nesting::{Learned, Mark};
 use crate::plan::{Change, Plan, Subject};
 use crate::rules::Rules;
@@ -283,7 +282,7 @@ fn named_by_the_answer(headers: &HeaderMap, change: &Change) -> Vec<Scope> {
         .collect();
     let mut groups = groups(headers, &CACHE_GROUP_INVALIDATION);
     // nothing is stored in the others
-    groups.retain(|group| !are_too_long(slice::from_ref(group)));
+    groups.retain(|group| !is_too_long(group));
     scopes.extend(group_scopes(&groups, authority, change.groups_as_domains));
     scopes
 }

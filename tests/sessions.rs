@@ -64,9 +64,10 @@ impl Stage {
         answer
     }
 
-    /// Clients that ask for `/busy` until the flag says no more, and get hits unless something else is to happen.
-    async fn traffic(&self, goes_on: &Arc<AtomicBool>, all_hits: bool) -> Vec<JoinHandle<()>> {
+    /// Clients that ask for `/busy` until they are ended, and get hits unless something else is to happen.
+    async fn traffic(&self, all_hits: bool) -> Traffic {
         self.get("/busy").await;
+        let goes_on = Arc::new(AtomicBool::new(true));
         let client = || {
             let (app, goes_on) = (self.app.clone(), goes_on.clone());
             tokio::spawn(async move {
@@ -76,7 +77,8 @@ impl Stage {
                 }
             })
         };
-        (0..3).map(|_| client()).collect()
+        let clients = (0..3).map(|_| client()).collect();
+        Traffic { goes_on, clients }
     }
 
     /// Until a statement was begun from now on that a session keeps: a lookup where nothing is in memory, else a read of the
@@ -102,6 +104,22 @@ impl Stage {
     }
 }
 
+/// Clients under way.
+struct Traffic {
+    goes_on: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    async fn end(self) {
+        self.goes_on.store(false, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+    }
+}
+
+/// That reads the feed, and that looks entries up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_statement_that_is_kept_tells_of_every_change() {
     for memory in [1 << 20, 0] {
@@ -112,8 +130,7 @@ async fn a_statement_that_is_kept_tells_of_every_change() {
 async fn every_change_is_seen(memory: usize) {
     let database = test_support::database().await;
     let stage = Stage::new(&database, 1, memory).await;
-    let goes_on = Arc::new(AtomicBool::new(true));
-    let clients = stage.traffic(&goes_on, true).await;
+    let traffic = stage.traffic(true).await;
     stage.something_is_kept().await;
     stage.get("/1").await;
     for round in 0..100 {
@@ -129,10 +146,7 @@ async fn every_change_is_seen(memory: usize) {
         assert_eq!(answer.text(), calls.to_string());
     }
     stage.something_is_kept().await;
-    goes_on.store(false, Ordering::Relaxed);
-    for client in clients {
-        client.await.unwrap();
-    }
+    traffic.end().await;
 }
 
 /// Nothing has changed, and what was stored before is not to be used any more: there is no need to search for that.
@@ -141,8 +155,7 @@ async fn a_statement_that_is_kept_knows_what_was_cleared() {
     for memory in [1 << 20, 0] {
         let database = test_support::database().await;
         let stage = Stage::new(&database, 1, memory).await;
-        let goes_on = Arc::new(AtomicBool::new(true));
-        let clients = stage.traffic(&goes_on, false).await;
+        let traffic = stage.traffic(false).await;
         for round in 0..20 {
             stage.get("/1").await;
             assert!(stage.get("/1").await.is_hit());
@@ -154,10 +167,7 @@ async fn a_statement_that_is_kept_knows_what_was_cleared() {
                 .unwrap();
             assert!(!stage.get("/1").await.is_hit(), "round {round}");
         }
-        goes_on.store(false, Ordering::Relaxed);
-        for client in clients {
-            client.await.unwrap();
-        }
+        traffic.end().await;
     }
 }
 
@@ -177,8 +187,7 @@ async fn what_the_application_calls_by_the_same_names_is_not_called() {
         let sql = database.connect().await;
         sql.batch_execute(NAMES).await.unwrap();
         let stage = Stage::new(&database, 1, 0).await;
-        let goes_on = Arc::new(AtomicBool::new(true));
-        let clients = stage.traffic(&goes_on, true).await;
+        let traffic = stage.traffic(true).await;
         for round in 0..10 {
             stage.get("/1").await;
             assert!(stage.get("/1").await.is_hit());
@@ -190,10 +199,7 @@ async fn what_the_application_calls_by_the_same_names_is_not_called() {
             }
             assert!(!stage.get("/1").await.is_hit(), "round {round}");
         }
-        goes_on.store(false, Ordering::Relaxed);
-        for client in clients {
-            client.await.unwrap();
-        }
+        traffic.end().await;
     }
 }
 
@@ -208,8 +214,7 @@ async fn sessions_may_forget_everything() {
 async fn everything_is_forgotten(memory: usize) {
     let database = test_support::database().await;
     let stage = Stage::new(&database, 2, memory).await;
-    let goes_on = Arc::new(AtomicBool::new(true));
-    let clients = stage.traffic(&goes_on, true).await;
+    let traffic = stage.traffic(true).await;
     for round in 0..12 {
         stage.something_is_kept().await;
         let forgets = ["DISCARD ALL", "DEALLOCATE ALL", "SET search_path = ''"][round % 3];
@@ -223,10 +228,7 @@ async fn everything_is_forgotten(memory: usize) {
         drop(one);
         assert!(stage.get("/busy").await.is_hit());
     }
-    goes_on.store(false, Ordering::Relaxed);
-    for client in clients {
-        client.await.unwrap();
-    }
+    traffic.end().await;
     assert_eq!(stage.calls.load(Ordering::SeqCst), 1);
 }
 
@@ -241,8 +243,7 @@ async fn a_kept_statement_uses_the_indexes_whatever_postgres_plans() {
 async fn the_indexes_are_used(memory: usize) {
     let database = test_support::database().await;
     let stage = Stage::new(&database, 2, memory).await;
-    let goes_on = Arc::new(AtomicBool::new(true));
-    let clients = stage.traffic(&goes_on, true).await;
+    let traffic = stage.traffic(true).await;
     for _ in 0..4 {
         stage.something_is_kept().await;
         let analyze = "SELECT pgcache.invalidate('item', NULL, '1');
@@ -251,10 +252,7 @@ async fn the_indexes_are_used(memory: usize) {
         assert!(stage.get("/busy").await.is_hit());
     }
     stage.something_is_kept().await;
-    goes_on.store(false, Ordering::Relaxed);
-    for client in clients {
-        client.await.unwrap();
-    }
+    traffic.end().await;
     assert_eq!(stage.calls.load(Ordering::SeqCst), 1);
     // a server process tells what it has read when it ends
     let Stage {
@@ -284,17 +282,13 @@ async fn a_connection_is_given_to_whoever_waits_for_it() {
     let database = test_support::database().await;
     for memory in [0, 1 << 20] {
         let stage = Stage::new(&database, 1, memory).await;
-        let goes_on = Arc::new(AtomicBool::new(true));
-        let clients = stage.traffic(&goes_on, true).await;
+        let traffic = stage.traffic(true).await;
         for _ in 0..20 {
             let connection = timeout(HANG, stage.pool.get()).await;
             let connection = connection.expect("the cache keeps it").unwrap();
             connection.batch_execute("SELECT 1").await.unwrap();
         }
-        goes_on.store(false, Ordering::Relaxed);
-        for client in clients {
-            client.await.unwrap();
-        }
+        traffic.end().await;
         let connection = timeout(HANG, stage.pool.get()).await;
         drop(connection.expect("the cache keeps it").unwrap());
         let given_back = async {

@@ -15,7 +15,7 @@ use crate::http::cache_status::CacheStatus;
 use crate::http::fields::stored_fields;
 use crate::http::partial;
 use crate::http::storable::{Freshness, NotStored, judge};
-use crate::http::structured::{are_too_long, groups};
+use crate::http::structured::{groups, is_too_long};
 use crate::http::vary::{Vary, vary_of};
 use crate::plan::Subject;
 use crate::policy::MAX_DEPENDENCIES;
@@ -161,7 +161,7 @@ impl<S> Call<S> {
             (
                 scopes.len() > MAX_DEPENDENCIES + own_scopes
                     || probes.len() > MAX_PROBES
-                    || are_too_long(&groups),
+                    || groups.iter().any(|group| is_too_long(group)),
                 NotStored::TooManyDependencies,
             ),
             (

@@ -30,7 +30,7 @@ use crate::error::Error;
 /// How many statements are sent in a borrowing before one is prepared.
 const PLAINLY: u32 = 8;
 
-/// Prepares a statement, and says whether it is there.
+/// Prepares a statement.
 const KEEP: &str = include_str!("sql/keep.sql");
 
 /// How long an instance waits before it prepares the same statement again, in whatever session.
@@ -79,28 +79,25 @@ pub(super) struct Keepable {
     pub(super) types: &'static str,
     /// Parameters for which it answers at once.
     pub(super) trial: &'static str,
-    /// What has to be true of the database, beside that it is in this life.
-    pub(super) condition: String,
     pub(super) record: Record,
 }
 
 impl Keepable {
-    /// Its name in this life, and the statement that prepares it; `None`: this life cannot be written into it.
+    /// Its name in this life, and what prepares it and says whether it is there; `None`: this life cannot be written into it.
     fn in_life(&self, is_this_life: &str, life: &Life) -> Option<(String, String)> {
         if !life.is_plain() {
             return None;
         }
-        let condition = format!("{is_this_life} AND {}", self.condition);
         let prepare = KEEP
             .replace("/*types*/", self.types)
             .replace("/*trial*/", self.trial)
-            .replace("/*condition*/", &condition)
+            .replace("/*condition*/", is_this_life)
             .replace("/*statement*/", &self.text)
             .replace("/*epoch*/", &life.epoch)
             .replace("/*incarnation*/", &life.incarnation);
         let hash = blake3::hash(prepare.as_bytes()).to_hex();
         let name = format!("pgcache_{}", &hash.as_str()[..32]);
-        let prepare = prepare.replace("/*name*/", &name);
+        let prepare = prepare.replace("/*name*/", &name) + &is_prepared(&name);
         Some((name, prepare))
     }
 }

@@ -149,7 +149,7 @@ impl Store {
     }
 
     /// By a statement that the session keeps. Returns false if there is no answer: it keeps none, or this life of the database
-    /// is over, or it was planned anew.
+    /// is over, or it was planned anew. Of partitions none is kept: it would look into all of them.
     async fn ask_kept_lookup(
         &self,
         session: &mut Session,
@@ -159,6 +159,9 @@ impl Store {
         let (keeping, client, Some(life)) = session.lookup() else {
             return Ok(false);
         };
+        if self.is_partitioned.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         let (kept, is_this_life) = (&self.sql.lookup_kept, &self.sql.is_this_life);
         let Some(name) = keeping.name(client, kept, is_this_life, life).await else {
             return Ok(false);

@@ -132,16 +132,12 @@ impl Sql {
                 text: sql(include_str!("sql/feed_kept.sql")),
                 types: "pg_catalog.pg_snapshot, integer",
                 trial: "'1:1:', 0",
-                condition: "true".to_owned(),
                 record: Record::default(),
             },
             lookup_kept: Keepable {
                 text: sql(include_str!("sql/lookup_kept.sql")),
                 types: "pg_catalog.bytea[], boolean",
                 trial: "'{}', false",
-                condition: sql(
-                    "(SELECT relkind = 'r' FROM pg_catalog.pg_class WHERE oid = 'pgcache.entry'::pg_catalog.regclass::pg_catalog.oid)",
-                ),
                 record: Record::default(),
             },
             is_this_life: sql(

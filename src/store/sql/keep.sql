@@ -1,4 +1,4 @@
--- Has the session prepare a statement, on a condition, and says whether it has. Postgres settles on one plan for all parameters
+-- Has the session prepare a statement, on a condition. Postgres settles on one plan for all parameters
 -- when it has made five for theirs, and that one is made here, so that what is set here holds for it. (One that was prepared
 -- before may have another plan by now.)
 DO $do$
@@ -18,4 +18,3 @@ BEGIN
     END LOOP;
 END
 $do$;
-SELECT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = '/*name*/')
