@@ -82,11 +82,13 @@ impl Stage {
     }
 
     /// Until a statement was begun from now on that a session keeps: a lookup where nothing is in memory, else a read of the
-    /// feed.
+    /// feed. (What is run to prepare one is in a transaction of several.)
     async fn something_is_kept(&self) {
         let kept = "SELECT EXISTS (SELECT FROM pg_stat_activity
                                     WHERE datname = current_database() AND query_start > $1
-                                      AND query LIKE 'EXECUTE pgcache%' AND query LIKE '%(E''{%' = $2)";
+                                      AND (xact_start IS NULL OR xact_start = query_start)
+                                      AND query LIKE CASE WHEN $2 THEN '-- %.lookup in one statement%'
+                                                          ELSE '-- %.feed for a session%' END)";
         let now = "SELECT clock_timestamp()";
         let now: std::time::SystemTime = self.sql.query_one(now, &[]).await.unwrap().get(0);
         let seen = async {

@@ -5,10 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::timeout_at;
-use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::kept::{Life, Session};
+use super::kept::{Life, Session, Which};
 use super::timer::{Late, Timer};
 use super::{Deadline, Origin, Snapshot, Store, read_transaction};
 use crate::error::{Error, ErrorKind};
@@ -144,29 +143,28 @@ impl Store {
         position: &Position,
     ) -> Result<Option<FeedRead>, Error> {
         let Position { life, snapshot } = position;
-        let (kept, is_this_life) = (&self.sql.feed_kept, &self.sql.is_this_life);
-        let (keeping, client) = session.feed();
-        let Some(name) = keeping.name(client, kept, is_this_life, life).await else {
+        let which: Which = |keeps| &mut keeps.feed;
+        let kept = &self.sql.feed_kept;
+        let trial = &[snapshot as &(dyn ToSql + Sync), &0];
+        let Some(statement) = session.kept(which, kept, life, trial).await else {
             return Ok(None);
         };
-        // a snapshot is digits, colons and commas
-        let execute = format!("EXECUTE {name} ('{snapshot}', {MAX_KEYS})");
-        let messages = match client.simple_query(&execute).await {
-            Ok(messages) => messages,
+        let read = session
+            .client()
+            .query(&statement, &[snapshot, &MAX_KEYS])
+            .await;
+        let rows = match read {
+            Ok(rows) => rows,
             Err(error) => {
-                keeping.is_refused(error.into(), kept)?;
+                session.is_refused(which, kept, error.into())?;
                 return Ok(None);
             }
         };
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        let Some(row) = row else {
-            keeping.is_over(kept);
+        let Some(row) = rows.first() else {
+            session.is_over(which, kept);
             return Ok(None);
         };
-        keeping.is_good();
+        session.is_good(which);
         let (Some(snapshot), Some(read_committed)) = (row.try_get(0)?, row.try_get(1)?) else {
             return Err(unreadable());
         };

@@ -51,7 +51,10 @@ impl Store {
     pub(super) async fn session(&self, deadline: Deadline) -> Result<Session, Error> {
         match self.idle.take() {
             Some(session) => Ok(session),
-            None => Ok(Session::new(self.connection(deadline).await?)),
+            None => {
+                let connection = self.connection(deadline).await?;
+                Ok(Session::new(connection, &self.shelf))
+            }
         }
     }
 

@@ -6,32 +6,37 @@
 //! 2. A kept statement is for one *life* of a database, its epoch and incarnation, and is prepared only in a session of that
 //!    database: where it exists, the plain statement's tests of who the database is need not be repeated. The server of a
 //!    session cannot become another one.
-//! 3. Its name is a hash of its text, which says for which life it is. Under one name there is one statement, whoever prepared
-//!    it: behind a pooler a session may be anybody's.
-//! 4. Its plan is made with settings that hold while it is prepared only (`sql/keep.sql`). When Postgres makes another one, since
+//! 3. What `tokio-postgres` prepares has a name that no other statement of this program has. Behind a pooler a session may be
+//!    anybody's, and under the same name there may be the statement of another program. So it is only done where there is
+//!    [none in between](super::identity).
+//! 4. Its plan is made with settings that hold while it is prepared only (`sql/plan.sql`). When Postgres makes another one, since
 //!    a table was analyzed or the search path is another, it says so by not answering at all, and is prepared anew.
-//! 5. To prepare one costs as much as a hundred lookups. So the first [`PLAINLY`] statements of a borrowing are sent as they
-//!    are, then the session may have one from an earlier borrowing, and an instance prepares each once in an [`INTERVAL`] at most.
-//! 6. Where a statement is gone that was prepared in the same borrowing, something gives the session away between two
-//!    transactions, as PgBouncer does. That would happen again and again, with an error in the server's log each time. So
-//!    after [`MOST_REFUSALS`] of whatever kind it is not prepared any more for a [`RESPITE`].
+//! 5. To prepare one costs as much as a hundred lookups. So the first [`PLAINLY`] statements of a connection are sent as they
+//!    are, and an instance prepares each once in an [`INTERVAL`] at most. What a connection keeps is remembered while it is
+//!    in the pool.
+//! 6. Where a statement is gone, somebody makes sessions forget what they keep (`DISCARD ALL`): that would happen again and
+//!    again, with an error in the server's log each time. So if it happened in the pool, what connections keep is not
+//!    remembered any more for a [`RESPITE`]; and after [`MOST_REFUSALS`] of whatever other kind nothing is kept for as long.
 //! 7. It is parsed with the session's search path: what takes any type is named in full in its text.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Statement};
 
-use super::{Connection, Origin};
+use super::identity::Identity;
+use super::{Connection, Origin, read_transaction};
 use crate::error::Error;
 
-/// How many statements are sent in a borrowing before one is prepared.
+/// How many statements are sent before one is prepared.
 const PLAINLY: u32 = 8;
 
-/// Prepares a statement.
-const KEEP: &str = include_str!("sql/keep.sql");
+/// How many plans Postgres makes for the parameters that it is given before it settles on one for all.
+const PLANS_FOR_PARAMETERS: usize = 5;
 
 /// How long an instance waits before it prepares the same statement again, in whatever session.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -43,6 +48,9 @@ const RESPITE: Duration = Duration::from_secs(600);
 /// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
 /// something that it names.
 const REFUSALS: [&str; 3] = ["26", "0A", "42"];
+
+/// Of how many connections it is remembered what they keep: those of a large pool.
+const MOST_REMEMBERED: usize = 128;
 
 /// One life of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,39 +76,55 @@ impl Life {
             .chain(self.incarnation.bytes())
             .all(is_plain)
     }
+
+    /// A statement that is for this one.
+    fn in_text(&self, text: &str) -> String {
+        text.replace("/*epoch*/", &self.epoch)
+            .replace("/*incarnation*/", &self.incarnation)
+    }
 }
 
 /// A statement that can be kept.
 #[derive(Debug)]
 pub(super) struct Keepable {
-    /// Of one life: with its epoch and incarnation in place of the words for them.
+    /// Of one life: with words in place of its epoch and incarnation.
     pub(super) text: String,
     /// Of its parameters.
-    pub(super) types: &'static str,
-    /// Parameters for which it answers at once.
-    pub(super) trial: &'static str,
+    pub(super) types: [Type; 2],
+    /// What has it planned well, in the transaction that prepares it: tells the number of the process, and whether this is
+    /// the life.
+    pub(super) plan: String,
     pub(super) record: Record,
 }
 
 impl Keepable {
-    /// Its name in this life, and what prepares it and says whether it is there; `None`: this life cannot be written into it.
-    fn in_life(&self, is_this_life: &str, life: &Life) -> Option<(String, String)> {
-        if !life.is_plain() {
-            return None;
+    /// `trial`: parameters for which it answers at once. `None`: this is another life, or not the server that the client
+    /// connected to.
+    async fn prepare(
+        &self,
+        client: &mut Client,
+        identity: Identity,
+        life: &Life,
+        trial: Parameters<'_>,
+    ) -> Result<Option<Statement>, Error> {
+        let transaction = read_transaction(client).await?;
+        let row = transaction
+            .query_typed_one(&life.in_text(&self.plan), &[])
+            .await?;
+        let (pid, is_this_life): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
+        if !identity.is_of_process(pid) || !is_this_life {
+            return Ok(None);
         }
-        let prepare = KEEP
-            .replace("/*types*/", self.types)
-            .replace("/*trial*/", self.trial)
-            .replace("/*condition*/", is_this_life)
-            .replace("/*statement*/", &self.text)
-            .replace("/*epoch*/", &life.epoch)
-            .replace("/*incarnation*/", &life.incarnation);
-        let hash = blake3::hash(prepare.as_bytes()).to_hex();
-        let name = format!("pgcache_{}", &hash.as_str()[..32]);
-        let prepare = prepare.replace("/*name*/", &name) + &is_prepared(&name);
-        Some((name, prepare))
+        let text = life.in_text(&self.text);
+        let statement = transaction.prepare_typed(&text, &self.types).await?;
+        let trials = (0..=PLANS_FOR_PARAMETERS).map(|_| transaction.query(&statement, trial));
+        try_join_all(trials).await?;
+        transaction.commit().await?;
+        Ok(Some(statement))
     }
 }
+
+pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What an instance remembers of a statement.
 #[derive(Debug, Default)]
@@ -144,7 +168,7 @@ impl Record {
     fn may_prepare(&self) -> bool {
         let mut remembered = self.lock();
         let is_recent = |since: Instant| since.elapsed() < INTERVAL;
-        if remembered.prepared.is_some_and(is_recent) {
+        if remembered.refusals >= MOST_REFUSALS || remembered.prepared.is_some_and(is_recent) {
             return false;
         }
         remembered.prepared = Some(Instant::now());
@@ -155,38 +179,93 @@ impl Record {
 /// A connection that is in use for one statement after another.
 pub(super) struct Session {
     connection: Connection,
-    feed: Keeping,
-    lookup: Keeping,
+    /// `None`: nothing is kept.
+    identity: Option<Identity>,
+    pub(super) keeps: Keeps,
+    shelf: Arc<Shelf>,
+}
+
+/// What a connection keeps.
+#[derive(Default)]
+pub(super) struct Keeps {
+    pub(super) feed: Keeping,
+    pub(super) lookup: Keeping,
     /// As the last plain lookup said.
     pub(super) life: Option<Life>,
 }
 
 impl Session {
-    pub(super) fn new(connection: Connection) -> Self {
+    pub(super) fn new(mut connection: Connection, shelf: &Arc<Shelf>) -> Self {
+        let identity = Identity::of(connection.client());
         Self {
             connection,
-            feed: Keeping::default(),
-            lookup: Keeping::default(),
-            life: None,
+            identity,
+            keeps: identity.and_then(|id| shelf.take(id)).unwrap_or_default(),
+            shelf: shelf.clone(),
         }
     }
 
     pub(super) fn client(&mut self) -> &mut Client {
         self.connection.client()
     }
+}
 
-    /// What it has of the statement that reads the feed, and the connection.
-    pub(super) fn feed(&mut self) -> (&mut Keeping, &Client) {
-        (&mut self.feed, self.connection.client())
+/// Back to the pool.
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(identity) = self.identity.filter(|_| !self.client().is_closed()) {
+            self.shelf.put(identity, std::mem::take(&mut self.keeps));
+        }
+    }
+}
+
+/// What those connections keep that are in the pool.
+#[derive(Default)]
+pub(super) struct Shelf(Mutex<Shelved>);
+
+#[derive(Default)]
+struct Shelved {
+    /// Of the one last that came back last.
+    keeps: Vec<(Identity, Keeps)>,
+    /// When a statement was gone that was here.
+    robbed: Option<Instant>,
+}
+
+impl Shelf {
+    fn lock(&self) -> MutexGuard<'_, Shelved> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it has of the statement that looks entries up, the connection, and the life that it is in.
-    pub(super) fn lookup(&mut self) -> (&mut Keeping, &Client, Option<&Life>) {
-        (
-            &mut self.lookup,
-            self.connection.client(),
-            self.life.as_ref(),
-        )
+    fn take(&self, identity: Identity) -> Option<Keeps> {
+        let keeps = &mut self.lock().keeps;
+        let at = keeps.iter().position(|(id, _)| *id == identity)?;
+        let mut taken = keeps.remove(at).1;
+        for keeping in [&mut taken.feed, &mut taken.lookup] {
+            if let Some(kept) = &mut keeping.kept {
+                kept.standing = Standing::Remembered;
+            }
+        }
+        Some(taken)
+    }
+
+    fn put(&self, identity: Identity, keeps: Keeps) {
+        let mut shelved = self.lock();
+        if shelved
+            .robbed
+            .is_some_and(|since| since.elapsed() < RESPITE)
+        {
+            return;
+        }
+        let is_full = shelved.keeps.len() >= MOST_REMEMBERED;
+        let oldest = is_full.then(|| shelved.keeps.remove(0));
+        shelved.keeps.push((identity, keeps));
+        drop(shelved);
+        // its session is told that it is not needed any more
+        drop(oldest);
+    }
+
+    fn is_robbed(&self) {
+        self.lock().robbed = Some(Instant::now());
     }
 }
 
@@ -196,96 +275,100 @@ pub(super) struct Keeping {
     /// How many were sent without it.
     plainly: u32,
     kept: Option<Kept>,
-    /// One was there that did not answer.
-    is_outdated: bool,
 }
 
 struct Kept {
     life: Life,
-    name: Arc<str>,
-    /// It was prepared just now, and has not answered so far.
-    is_untried: bool,
+    statement: Statement,
+    standing: Standing,
 }
 
-impl Keeping {
-    /// Its name, if it is there for this life. Prepares it when that is worth it.
-    pub(super) async fn name(
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It was prepared just now, and has not answered so far.
+    Untried,
+    Tried,
+    /// It was there when the connection was in use before.
+    Remembered,
+}
+
+/// One of what a connection keeps.
+pub(super) type Which = fn(&mut Keeps) -> &mut Keeping;
+
+impl Session {
+    /// A statement, if the session keeps it for this life; prepares it when that is worth it. `which`: what it has of it.
+    pub(super) async fn kept(
         &mut self,
-        client: &Client,
+        which: Which,
         keepable: &Keepable,
-        is_this_life: &str,
         life: &Life,
-    ) -> Option<Arc<str>> {
-        match &self.kept {
-            Some(kept) if kept.life == *life => return Some(kept.name.clone()),
-            Some(_) => self.forget(),
-            None => {}
-        }
-        self.plainly += 1;
-        if self.plainly < PLAINLY || keepable.record.are_too_many() {
+        trial: Parameters<'_>,
+    ) -> Option<Statement> {
+        let identity = self.identity?;
+        if keepable.record.are_too_many() {
             return None;
         }
-        self.plainly = 0;
-        let (name, prepare) = keepable.in_life(is_this_life, life)?;
-        let is_there = !self.is_outdated && says_yes(client, &is_prepared(&name)).await?;
-        if !is_there {
-            if !keepable.record.may_prepare() {
-                return None;
-            }
-            if says_yes(client, &prepare).await != Some(true) {
-                keepable.record.add_refusal();
-                return None;
-            }
+        let keeping = which(&mut self.keeps);
+        match &keeping.kept {
+            Some(kept) if kept.life == *life => return Some(kept.statement.clone()),
+            Some(_) => drop(keeping.forget()),
+            None => {}
         }
-        let name: Arc<str> = name.into();
-        self.kept = Some(Kept {
+        keeping.plainly += 1;
+        if keeping.plainly < PLAINLY || !life.is_plain() || !keepable.record.may_prepare() {
+            return None;
+        }
+        keeping.plainly = 0;
+        let client = self.connection.client();
+        let prepared = keepable.prepare(client, identity, life, trial).await;
+        let Ok(Some(statement)) = prepared else {
+            keepable.record.add_refusal();
+            return None;
+        };
+        which(&mut self.keeps).kept = Some(Kept {
             life: life.clone(),
-            name: name.clone(),
-            is_untried: !is_there,
+            statement: statement.clone(),
+            standing: Standing::Untried,
         });
-        Some(name)
+        Some(statement)
     }
-
     /// It has answered.
-    pub(super) fn is_good(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.is_untried = false;
+    pub(super) fn is_good(&mut self, which: Which) {
+        if let Some(kept) = &mut which(&mut self.keeps).kept {
+            kept.standing = Standing::Tried;
         }
     }
 
     /// It has not answered: the life is over, or there is another plan.
-    pub(super) fn is_over(&mut self, keepable: &Keepable) {
-        if self.kept.as_ref().is_some_and(|kept| kept.is_untried) {
+    pub(super) fn is_over(&mut self, which: Which, keepable: &Keepable) {
+        if which(&mut self.keeps).forget() == Some(Standing::Untried) {
             keepable.record.add_refusal();
         }
-        self.forget();
-        self.is_outdated = true;
     }
 
     /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
-    pub(super) fn is_refused(&mut self, error: Error, keepable: &Keepable) -> Result<(), Error> {
-        self.forget();
+    pub(super) fn is_refused(
+        &mut self,
+        which: Which,
+        keepable: &Keepable,
+        error: Error,
+    ) -> Result<(), Error> {
+        let standing = which(&mut self.keeps).forget();
         let state = error.sql_state().map_or("", SqlState::code);
         if !REFUSALS.iter().any(|class| state.starts_with(class)) {
             return Err(error);
         }
-        keepable.record.add_refusal();
+        match standing {
+            Some(Standing::Remembered) => self.shelf.is_robbed(),
+            _ => keepable.record.add_refusal(),
+        }
         Ok(())
     }
+}
 
-    /// The next statements are plain ones.
-    fn forget(&mut self) {
-        *self = Self::default();
+impl Keeping {
+    /// The next statements are plain ones. Returns what is known of the one that was kept.
+    fn forget(&mut self) -> Option<Standing> {
+        std::mem::take(self).kept.map(|kept| kept.standing)
     }
-}
-
-fn is_prepared(name: &str) -> String {
-    format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = '{name}')")
-}
-
-/// `None`: it says nothing at all.
-async fn says_yes(client: &Client, question: &str) -> Option<bool> {
-    let messages = client.simple_query(question).await.ok()?;
-    let is_yes = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"));
-    Some(messages.iter().any(is_yes))
 }

@@ -303,7 +303,7 @@ impl Lane {
         loop {
             let deadline = self.deadline()?;
             match timeout_at(deadline, &mut getting).await {
-                Ok(Ok(connection)) => return Some(Session::new(connection)),
+                Ok(Ok(connection)) => return Some(Session::new(connection, &store.shelf)),
                 Ok(Err(error)) => {
                     self.end_without_connection(&error);
                     return None;

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{GenericClient, Row, RowStream};
 
-use super::kept::{Life, Session};
+use super::kept::{Life, Session, Which};
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -87,31 +87,19 @@ pub(super) struct Asking {
 }
 
 impl Asking {
+    fn keys(&self) -> Vec<&[u8]> {
+        self.keys.iter().map(Key::as_bytes).collect()
+    }
+
     async fn send(
         &self,
         client: &impl GenericClient,
         statement: &str,
     ) -> Result<RowStream, tokio_postgres::Error> {
-        let keys: Vec<&[u8]> = self.keys.iter().map(Key::as_bytes).collect();
+        let keys = self.keys();
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&keys, Type::BYTEA_ARRAY), (&self.invalid_too, Type::BOOL)];
         client.query_typed_raw(statement, parameters).await
-    }
-
-    /// The same for a statement that is kept under this name.
-    fn execute(&self, name: &str) -> String {
-        let mut text = String::with_capacity(name.len() + 40 + 68 * self.keys.len());
-        text.push_str("EXECUTE ");
-        text.push_str(name);
-        // E'': whatever standard_conforming_strings says
-        text.push_str(" (E'{");
-        for (index, key) in self.keys.iter().enumerate() {
-            text.push_str(if index == 0 { r"\\\\x" } else { r",\\\\x" });
-            push_hex(&mut text, key.as_bytes());
-        }
-        text.push_str("}', ");
-        text.push_str(if self.invalid_too { "true)" } else { "false)" });
-        text
     }
 }
 
@@ -144,7 +132,7 @@ impl Store {
             rows(row)
         })
         .await?;
-        session.life = life;
+        session.keeps.life = life;
         Ok(())
     }
 
@@ -156,18 +144,22 @@ impl Store {
         asking: &Asking,
         rows: Rows<'_>,
     ) -> Result<bool, Error> {
-        let (keeping, client, Some(life)) = session.lookup() else {
+        let Some(life) = session.keeps.life.clone() else {
             return Ok(false);
         };
         if self.is_partitioned.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let (kept, is_this_life) = (&self.sql.lookup_kept, &self.sql.is_this_life);
-        let Some(name) = keeping.name(client, kept, is_this_life, life).await else {
+        let which: Which = |keeps| &mut keeps.lookup;
+        let kept = &self.sql.lookup_kept;
+        let no_keys: [&[u8]; 0] = [];
+        let trial = &[&&no_keys[..] as &(dyn ToSql + Sync), &false];
+        let Some(statement) = session.kept(which, kept, &life, trial).await else {
             return Ok(false);
         };
-        let none: [(&(dyn ToSql + Sync), Type); 0] = [];
-        let sent = client.query_typed_raw(&asking.execute(&name), none).await;
+        let keys = asking.keys();
+        let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &asking.invalid_too];
+        let sent = session.client().query_raw(&statement, parameters).await;
         let mut has_answered = false;
         let read = match sent {
             Ok(stream) => {
@@ -180,10 +172,10 @@ impl Store {
             Err(error) => Err(error.into()),
         };
         match read {
-            Ok(()) if has_answered => keeping.is_good(),
-            Ok(()) => keeping.is_over(kept),
+            Ok(()) if has_answered => session.is_good(which),
+            Ok(()) => session.is_over(which, kept),
             Err(error) if has_answered => return Err(error),
-            Err(error) => keeping.is_refused(error, kept)?,
+            Err(error) => session.is_refused(which, kept, error)?,
         }
         Ok(has_answered)
     }
@@ -316,12 +308,4 @@ pub(super) fn checksum(
 /// With its length, so that no two ways to divide the same bytes have one hash.
 fn hash_part(hash: &mut blake3::Hasher, part: &[u8]) {
     hash.update(&(part.len() as u64).to_le_bytes()).update(part);
-}
-
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)].into());
-        text.push(DIGITS[usize::from(byte & 15)].into());
-    }
 }

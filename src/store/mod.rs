@@ -11,6 +11,7 @@ mod administer;
 mod connection;
 mod feed;
 mod housekeeping;
+mod identity;
 mod idle;
 mod kept;
 mod lanes;
@@ -53,6 +54,7 @@ pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use idle::Idle;
+use kept::Shelf;
 use lanes::Lanes;
 use schema::Sql;
 
@@ -78,6 +80,7 @@ pub(crate) struct Store {
     lanes: Lanes,
     feed_permit: Arc<Semaphore>,
     idle: Idle,
+    shelf: Arc<Shelf>,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -97,6 +100,7 @@ impl Store {
             lanes: Lanes::new(lookup_connections),
             feed_permit: Arc::new(Semaphore::new(1)),
             idle: Idle::default(),
+            shelf: Arc::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
             is_partitioned: AtomicBool::new(false),

@@ -82,7 +82,6 @@ pub(super) struct Sql {
     pub(super) feed: String,
     pub(super) feed_kept: Keepable,
     pub(super) lookup_kept: Keepable,
-    pub(super) is_this_life: String,
     pub(super) claim_lease: String,
     pub(super) give_back: String,
     pub(super) give_back_with_answer: String,
@@ -115,6 +114,12 @@ pub(super) struct Sql {
 impl Sql {
     pub(super) fn for_schema(SchemaName(schema): &SchemaName) -> Self {
         let sql = |script: &str| in_schema(script, schema);
+        let kept = |script: &str, types| Keepable {
+            text: sql(script),
+            types,
+            plan: sql(include_str!("sql/plan.sql")),
+            record: Record::default(),
+        };
         Self {
             schema: schema.clone(),
             lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
@@ -128,20 +133,13 @@ impl Sql {
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
-            feed_kept: Keepable {
-                text: sql(include_str!("sql/feed_kept.sql")),
-                types: "pg_catalog.pg_snapshot, integer",
-                trial: "'1:1:', 0",
-                record: Record::default(),
-            },
-            lookup_kept: Keepable {
-                text: sql(include_str!("sql/lookup_kept.sql")),
-                types: "pg_catalog.bytea[], boolean",
-                trial: "'{}', false",
-                record: Record::default(),
-            },
-            is_this_life: sql(
-                "EXISTS (SELECT FROM pgcache.current c WHERE c.epoch = '/*epoch*/' AND c.incarnation = '/*incarnation*/')",
+            feed_kept: kept(
+                include_str!("sql/feed_kept.sql"),
+                [Type::PG_SNAPSHOT, Type::INT4],
+            ),
+            lookup_kept: kept(
+                include_str!("sql/lookup_kept.sql"),
+                [Type::BYTEA_ARRAY, Type::BOOL],
             ),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),

@@ -3,8 +3,11 @@
 //! A snapshot sees every transaction below `xmax` that is not in `xip`. Whatever is made of one here may see
 //! less than the original, never more: less costs hits, more would be stale.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::str::FromStr;
+
+use bytes::BytesMut;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 /// How many transactions in progress are carried along with an entry.
 const MAX_IN_PROGRESS: usize = 64;
@@ -83,6 +86,25 @@ impl FromStr for Snapshot {
         }
         Ok(Self { xmax, xip }.capped())
     }
+}
+
+/// As text.
+impl ToSql for Snapshot {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        write!(out, "{self}")?;
+        Ok(IsNull::No)
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    accepts!(PG_SNAPSHOT);
+    to_sql_checked!();
 }
 
 impl fmt::Display for Snapshot {
