@@ -97,7 +97,7 @@ impl Store {
         position: Option<&Position>,
     ) -> Result<Option<FeedRead>, Error> {
         if let Some(position) = position.filter(|_| self.is_read_committed()) {
-            if let Some(read) = self.ask_kept(session, position).await? {
+            if let Some(read) = self.ask_kept_feed(session, position).await? {
                 return Ok(Some(read));
             }
         }
@@ -137,7 +137,7 @@ impl Store {
     }
 
     /// The same by a statement that the session keeps; `None`: it keeps none, or this life of the database is over.
-    async fn ask_kept(
+    async fn ask_kept_feed(
         &self,
         session: &mut Session,
         position: &Position,

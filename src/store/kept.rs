@@ -190,6 +190,7 @@ pub(super) struct Session {
 pub(super) struct Keeps {
     pub(super) feed: Keeping,
     pub(super) lookup: Keeping,
+    pub(super) unsearched: Keeping,
     /// As the last plain lookup said.
     pub(super) life: Option<Life>,
 }
@@ -240,7 +241,13 @@ impl Shelf {
         let keeps = &mut self.lock().keeps;
         let at = keeps.iter().position(|(id, _)| *id == identity)?;
         let mut taken = keeps.remove(at).1;
-        for keeping in [&mut taken.feed, &mut taken.lookup] {
+        let Keeps {
+            feed,
+            lookup,
+            unsearched,
+            life: _,
+        } = &mut taken;
+        for keeping in [feed, lookup, unsearched] {
             if let Some(kept) = &mut keeping.kept {
                 kept.standing = Standing::Remembered;
             }

@@ -444,7 +444,7 @@ impl Batch {
             Some(origin) => origin,
             None => lookup::origin(row)?,
         };
-        if let Some((key, only_as_invalid, stored)) = lookup::read(row)? {
+        if let Some((key, only_as_invalid, stored)) = lookup::read(row, origin.at)? {
             self.give(key, only_as_invalid, stored, &origin);
         }
         self.origin = Some(origin);

@@ -1,17 +1,18 @@
 //! The statement that asks for entries, and what it answers.
 
+use std::error::Error as StdError;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use http::HeaderName;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type, accepts};
 use tokio_postgres::{GenericClient, Row, RowStream};
 
-use super::kept::{Life, Session, Which};
+use super::kept::{Keepable, Life, Session, Which};
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -59,24 +60,20 @@ pub(crate) struct Found {
 
 /// The places of the columns of `pgcache.lookup`: to find them by name, for every row, costs as much as to read them.
 mod column {
-    pub(super) const EPOCH: usize = 0;
-    pub(super) const INCARNATION: usize = 1;
-    pub(super) const SNAPSHOT: usize = 2;
-    pub(super) const AT: usize = 3;
-    pub(super) const READ_COMMITTED: usize = 4;
-    pub(super) const KEY: usize = 5;
-    pub(super) const VALID: usize = 6;
-    pub(super) const REVALIDATABLE: usize = 7;
-    pub(super) const VARY: usize = 8;
-    pub(super) const CHECKSUM: usize = 9;
-    pub(super) const HEAD: usize = 10;
-    pub(super) const BODY: usize = 11;
-    pub(super) const PROBES: usize = 12;
-    pub(super) const FILLED_AT: usize = 13;
-    pub(super) const AGE: usize = 14;
-    pub(super) const TTL: usize = 15;
-    pub(super) const COST: usize = 16;
-    pub(super) const UNPACKED: usize = 17;
+    pub(super) const ORIGIN: usize = 0;
+    pub(super) const KEY: usize = 1;
+    pub(super) const VALID: usize = 2;
+    pub(super) const REVALIDATABLE: usize = 3;
+    pub(super) const VARY: usize = 4;
+    pub(super) const CHECKSUM: usize = 5;
+    pub(super) const HEAD: usize = 6;
+    pub(super) const BODY: usize = 7;
+    pub(super) const PROBES: usize = 8;
+    pub(super) const SNAPSHOT: usize = 9;
+    pub(super) const BORN_AT: usize = 10;
+    pub(super) const EXPIRES_AT: usize = 11;
+    pub(super) const COST: usize = 12;
+    pub(super) const UNPACKED: usize = 13;
 }
 
 /// What one statement asks for.
@@ -120,7 +117,15 @@ impl Store {
             self.read_to_end(stream, rows).await?;
             return Ok(transaction.commit().await?);
         }
-        if self.ask_kept_lookup(session, asking, rows).await? {
+        let rest = self.ask_unsearched(session, asking, rows).await?;
+        let asking = rest.as_ref().unwrap_or(asking);
+        let searching: Which = |keeps| &mut keeps.lookup;
+        let kept = &self.sql.lookup_kept;
+        if asking.keys.is_empty()
+            || self
+                .ask_kept(session, searching, kept, asking, rows)
+                .await?
+        {
             return Ok(());
         }
         let stream = asking.send(&*session.client(), &self.sql.lookup).await?;
@@ -136,11 +141,49 @@ impl Store {
         Ok(())
     }
 
-    /// By a statement that the session keeps. Returns false if there is no answer: it keeps none, or this life of the database
-    /// is over, or it was planned anew. Of partitions none is kept: it would look into all of them.
-    async fn ask_kept_lookup(
+    /// By a statement that the session keeps, and that searches for no changes: what was stored before the last one, of anything,
+    /// it cannot judge. Returns what has to be asked for in another way; `None`: everything.
+    async fn ask_unsearched(
         &self,
         session: &mut Session,
+        asking: &Asking,
+        rows: Rows<'_>,
+    ) -> Result<Option<Asking>, Error> {
+        if !self.lull.is_on() {
+            return Ok(None);
+        }
+        let which: Which = |keeps| &mut keeps.unsearched;
+        let kept = &self.sql.lookup_unsearched;
+        let mut rest = Vec::new();
+        let mut judged = |row: &Row| {
+            if row.try_get::<_, Option<bool>>(column::VALID)? == Some(false) {
+                rest.extend(key(row)?);
+                return Ok(());
+            }
+            rows(row)
+        };
+        if !self
+            .ask_kept(session, which, kept, asking, &mut judged)
+            .await?
+        {
+            return Ok(None);
+        }
+        if !rest.is_empty() {
+            self.lull.is_over();
+        }
+        Ok(Some(Asking {
+            keys: rest,
+            invalid_too: asking.invalid_too,
+        }))
+    }
+
+    /// By a statement that the session keeps. Returns false if there is no answer: it keeps none, or this life of the database
+    /// is over, or it was planned anew. Of partitions none is kept: it would look into all of them.
+    async fn ask_kept(
+        &self,
+        session: &mut Session,
+        which: Which,
+        kept: &Keepable,
         asking: &Asking,
         rows: Rows<'_>,
     ) -> Result<bool, Error> {
@@ -150,8 +193,6 @@ impl Store {
         if self.is_partitioned.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let which: Which = |keeps| &mut keeps.lookup;
-        let kept = &self.sql.lookup_kept;
         let no_keys: [&[u8]; 0] = [];
         let trial = &[&&no_keys[..] as &(dyn ToSql + Sync), &false];
         let Some(statement) = session.kept(which, kept, &life, trial).await else {
@@ -184,18 +225,42 @@ impl Store {
     async fn read_to_end(&self, stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
         let mut stream = pin!(stream);
         let mut outcome = Ok(());
+        let mut is_first = true;
         while let Some(row) = stream.try_next().await? {
+            if std::mem::take(&mut is_first) {
+                outcome = self.note_isolation(&row);
+            }
             if outcome.is_ok() {
-                outcome = self.note_isolation(&row).and_then(|()| rows(&row));
+                outcome = rows(&row);
             }
         }
         outcome
     }
 
-    pub(super) fn note_isolation(&self, row: &Row) -> Result<(), Error> {
-        let read_committed = row.try_get(column::READ_COMMITTED)?;
+    fn note_isolation(&self, row: &Row) -> Result<(), Error> {
+        let read_committed = words(row)?[4] == "t";
         self.read_committed.store(read_committed, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// Whether nothing has changed for a while, as far as statements tell that do not search for changes.
+#[derive(Debug, Default)]
+pub(super) struct Lull(AtomicU32);
+
+impl Lull {
+    /// After how many statements one that does not search is tried again.
+    const OVER: u32 = 16;
+
+    /// To be asked once for each statement.
+    fn is_on(&self) -> bool {
+        let passed = |left: u32| left.checked_sub(1);
+        let (set, fetched) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.0.fetch_update(set, fetched, passed).is_err()
+    }
+
+    fn is_over(&self) {
+        self.0.store(Self::OVER, Ordering::Relaxed);
     }
 }
 
@@ -208,50 +273,65 @@ pub(super) fn may_be_about_one(error: &Error) -> bool {
 }
 
 pub(super) fn origin(row: &Row) -> Result<Origin, Error> {
-    let snapshot: &str = row.try_get(column::SNAPSHOT)?;
+    let [epoch, incarnation, snapshot, at, _] = words(row)?;
+    let at: u64 = at.parse().map_err(|_| unreadable())?;
     Ok(Origin {
-        epoch: row.try_get::<_, &str>(column::EPOCH)?.into(),
-        incarnation: row.try_get::<_, &str>(column::INCARNATION)?.into(),
-        at: row.try_get(column::AT)?,
-        snapshot: snapshot.parse().map_err(|()| {
-            Error::new(
-                ErrorKind::Database,
-                format!("{snapshot:?} is not a snapshot"),
-            )
-        })?,
+        epoch: epoch.into(),
+        incarnation: incarnation.into(),
+        at: at as f64 / 1e6,
+        snapshot: snapshot.parse().map_err(|()| unreadable())?,
     })
 }
 
-/// The key of a row, whether only those get it who want invalid entries too, and what stands there. `None`: the
-/// row says only that there is nothing.
-pub(super) fn read(row: &Row) -> Result<Option<(Key, bool, Option<Stored>)>, Error> {
-    let Some(key) = row
-        .try_get::<_, Option<&[u8]>>(column::KEY)?
-        .and_then(Key::from_bytes)
-    else {
+/// Of `pgcache.origin`.
+fn words(row: &Row) -> Result<[&str; 5], Error> {
+    let mut words = row.try_get::<_, &str>(column::ORIGIN)?.split(' ');
+    let mut word = || words.next().ok_or_else(unreadable);
+    Ok([word()?, word()?, word()?, word()?, word()?])
+}
+
+fn unreadable() -> Error {
+    Error::new(ErrorKind::Database, "what a lookup brings cannot be read")
+}
+
+fn key(row: &Row) -> Result<Option<Key>, Error> {
+    let key = row.try_get::<_, Option<&[u8]>>(column::KEY)?;
+    Ok(key.and_then(Key::from_bytes))
+}
+
+/// The key of a row, whether only those get it who want invalid entries too, and what stands there, as of `at`, in seconds.
+/// `None`: the row says only that there is nothing.
+pub(super) fn read(row: &Row, at: f64) -> Result<Option<(Key, bool, Option<Stored>)>, Error> {
+    let Some(key) = key(row)? else {
         return Ok(None);
     };
     let valid: bool = row.try_get(column::VALID)?;
     let only_as_invalid = !valid && !row.try_get::<_, bool>(column::REVALIDATABLE)?;
-    Ok(Some((key, only_as_invalid, stored(row, key, valid)?)))
+    Ok(Some((key, only_as_invalid, stored(row, key, valid, at)?)))
 }
 
 /// `None` for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
-fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
+fn stored(row: &Row, key: Key, valid: bool, at: f64) -> Result<Option<Stored>, Error> {
     if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>(column::VARY)? {
         let fields: Result<_, _> = vary.into_iter().map(HeaderName::try_from).collect();
         return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));
     }
     let (head, body): (&[u8], &[u8]) = (row.try_get(column::HEAD)?, row.try_get(column::BODY)?);
     let probes: Vec<i64> = row.try_get(column::PROBES)?;
-    let filled_at: &str = row.try_get(column::FILLED_AT)?;
+    let snapshot: Option<Snapshot> = row.try_get(column::SNAPSHOT).ok();
     let unpacked: Option<i32> = row.try_get(column::UNPACKED)?;
-    let expected = checksum(key, filled_at, &probes, head, body, unpacked);
-    if row.try_get::<_, &[u8]>(column::CHECKSUM)? != expected {
+    let expected = snapshot
+        .as_ref()
+        .map(|snapshot| checksum(key, &snapshot.to_string(), &probes, head, body, unpacked));
+    let found: &[u8] = row.try_get(column::CHECKSUM)?;
+    let Some(checksum) = expected.filter(|expected| found == expected) else {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
-    }
-    let ttl: f64 = row.try_get(column::TTL)?;
+    };
+    let (Timestamp(born_at), Timestamp(expires_at)) = (
+        row.try_get(column::BORN_AT)?,
+        row.try_get(column::EXPIRES_AT)?,
+    );
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // one allocation for both
     let mut head_and_body = BytesMut::with_capacity(head.len() + body.len());
@@ -266,13 +346,26 @@ fn stored(row: &Row, key: Key, valid: bool) -> Result<Option<Stored>, Error> {
         },
         probes,
         valid,
-        age: seconds(row.try_get(column::AGE)?),
-        fresh_for: seconds(ttl),
-        stale_for: seconds(-ttl),
-        checksum: expected,
+        age: seconds(at - born_at),
+        fresh_for: seconds(expires_at - at),
+        stale_for: seconds(at - expires_at),
+        checksum,
         cost: seconds(row.try_get(column::COST)?),
-        snapshot: filled_at.parse().ok(),
+        snapshot,
     })))
+}
+
+/// A `timestamptz` in seconds since 1970.
+struct Timestamp(f64);
+
+impl<'a> FromSql<'a> for Timestamp {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
+        // from the first day of 2000, in microseconds
+        const EPOCH: f64 = 946_684_800.0;
+        Ok(Self(i64::from_sql(&Type::INT8, raw)? as f64 / 1e6 + EPOCH))
+    }
+
+    accepts!(TIMESTAMPTZ);
 }
 
 /// Half a hash is enough against accidents.

@@ -56,6 +56,7 @@ use crate::error::{Error, ErrorKind};
 use idle::Idle;
 use kept::Shelf;
 use lanes::Lanes;
+use lookup::Lull;
 use schema::Sql;
 
 /// What the engine asks; in tests of interleavings a model is put in its place.
@@ -81,6 +82,7 @@ pub(crate) struct Store {
     feed_permit: Arc<Semaphore>,
     idle: Idle,
     shelf: Arc<Shelf>,
+    lull: Lull,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -101,6 +103,7 @@ impl Store {
             feed_permit: Arc::new(Semaphore::new(1)),
             idle: Idle::default(),
             shelf: Arc::default(),
+            lull: Lull::default(),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
             is_partitioned: AtomicBool::new(false),

@@ -81,7 +81,9 @@ pub(super) struct Sql {
     pub(super) lookup: String,
     pub(super) feed: String,
     pub(super) feed_kept: Keepable,
+    /// That searches for changes, and that does not.
     pub(super) lookup_kept: Keepable,
+    pub(super) lookup_unsearched: Keepable,
     pub(super) claim_lease: String,
     pub(super) give_back: String,
     pub(super) give_back_with_answer: String,
@@ -138,7 +140,15 @@ impl Sql {
                 [Type::PG_SNAPSHOT, Type::INT4],
             ),
             lookup_kept: kept(
-                include_str!("sql/lookup_kept.sql"),
+                &include_str!("sql/lookup_kept.sql")
+                    .replace("/*valid*/", "/*all_seen*/ OR /*usable*/ AND /*unchanged*/")
+                    .replace("/*wanted*/", "e.valid OR e.revalidatable OR $2"),
+                [Type::BYTEA_ARRAY, Type::BOOL],
+            ),
+            lookup_unsearched: kept(
+                &include_str!("sql/lookup_kept.sql")
+                    .replace("/*valid*/", "/*all_seen*/")
+                    .replace("/*wanted*/", "true OR $2"),
                 [Type::BYTEA_ARRAY, Type::BOOL],
             ),
             store: sql(include_str!("sql/store.sql")),
@@ -183,6 +193,7 @@ impl Sql {
 
 fn in_schema(script: &str, schema: &str) -> String {
     script
+        .replace("/*all_seen*/", include_str!("sql/all_seen.sql"))
         .replace("/*usable*/", include_str!("sql/usable.sql"))
         .replace("/*unchanged*/", include_str!("sql/unchanged.sql"))
         .replace("pgcache.", &format!("\"{schema}\"."))

@@ -3,11 +3,12 @@
 //! A snapshot sees every transaction below `xmax` that is not in `xip`. Whatever is made of one here may see
 //! less than the original, never more: less costs hits, more would be stale.
 
+use std::error::Error;
 use std::fmt::{self, Write};
 use std::str::FromStr;
 
 use bytes::BytesMut;
-use tokio_postgres::types::{Format, IsNull, ToSql, Type, accepts, to_sql_checked};
+use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 /// How many transactions in progress are carried along with an entry.
 const MAX_IN_PROGRESS: usize = 64;
@@ -20,6 +21,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    fn new(xmax: u64, xip: Vec<u64>) -> Option<Self> {
+        let is_one = xip.is_sorted() && xip.last().is_none_or(|&last| last < xmax);
+        is_one.then(|| Self { xmax, xip }.capped())
+    }
+
     /// From the text of one that was taken during recovery. What it says of transactions in progress cannot be relied on
     /// there; that all below its `xmin` have ended can.
     pub(super) fn in_recovery(text: &str) -> Result<Self, ()> {
@@ -81,20 +87,32 @@ impl FromStr for Snapshot {
         } else {
             xip.split(',').map(number).collect::<Result<_, _>>()?
         };
-        if !xip.is_sorted() || xip.last().is_some_and(|&last| last >= xmax) {
-            return Err(());
-        }
-        Ok(Self { xmax, xip }.capped())
+        Self::new(xmax, xip).ok_or(())
     }
+}
+
+/// From what Postgres sends: how many are in progress, `xmin`, `xmax`, and those.
+impl<'a> FromSql<'a> for Snapshot {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        let numbers = raw.get(4..).unwrap_or_default().chunks_exact(8);
+        let mut numbers = numbers.map(|bytes| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)));
+        let (Some(xmin), Some(xmax)) = (numbers.next(), numbers.next()) else {
+            return Err("no snapshot".into());
+        };
+        let xip: Vec<u64> = numbers.collect();
+        // none of those that are stored says less
+        if xmin != xip.first().copied().unwrap_or(xmax) {
+            return Err("not a snapshot of this cache's".into());
+        }
+        Self::new(xmax, xip).ok_or_else(|| "no snapshot".into())
+    }
+
+    accepts!(PG_SNAPSHOT);
 }
 
 /// As text.
 impl ToSql for Snapshot {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         write!(out, "{self}")?;
         Ok(IsNull::No)
     }

@@ -417,6 +417,12 @@ impl Checker {
     /// What the statement says about entries that a session keeps, beside what the view says.
     async fn compare_lookups(&mut self, tally: &mut Tally) {
         let kept = include_str!("../../src/store/sql/lookup_kept.sql")
+            .replace("/*valid*/", "/*all_seen*/ OR /*usable*/ AND /*unchanged*/")
+            .replace("/*wanted*/", "true")
+            .replace(
+                "/*all_seen*/",
+                include_str!("../../src/store/sql/all_seen.sql"),
+            )
             .replace("/*usable*/", include_str!("../../src/store/sql/usable.sql"))
             .replace(
                 "/*unchanged*/",
@@ -424,13 +430,12 @@ impl Checker {
             )
             .replace("p.id = '/*epoch*/'", "true")
             .replace("AND NOT pgcache.planned_with_seqscan()", "")
-            .replace("$1", "ARRAY[s.key]")
-            .replace("$2", "true");
+            .replace("$1", "ARRAY[s.key]");
         let compare = format!(
             "SELECT count(*) FILTER (WHERE kept.key IS DISTINCT FROM s.key OR kept.valid IS DISTINCT FROM (s.usable AND s.unchanged)),
                     count(*) FILTER (WHERE kept.valid)
                FROM (SELECT * FROM pgcache.entry_state WHERE random() < 0.2 OFFSET 0) s
-              CROSS JOIN LATERAL ({kept}) AS kept (epoch, incarnation, snapshot, at, read_committed, key, valid)"
+              CROSS JOIN LATERAL ({kept}) AS kept (origin, key, valid)"
         );
         let row = self.sql.query_one(&compare, &[]).await.unwrap();
         let otherwise: i64 = row.get(0);

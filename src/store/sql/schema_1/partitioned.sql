@@ -3,9 +3,9 @@
 
 -- As in read.sql, for each key by itself: what needs no search comes first.
 CREATE OR REPLACE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
-RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
-               valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
-               probes bigint[], filled_at text, age float8, ttl float8, cost float8, unpacked integer)
+RETURNS TABLE (origin text, key bytea, valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea,
+               body bytea, probes bigint[], snapshot pg_snapshot, born_at timestamptz, expires_at timestamptz,
+               cost float8, unpacked integer)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -20,9 +20,8 @@ DECLARE
     wanted      bytea;
     is_found    boolean := false;
 BEGIN
-    SELECT c.epoch AS id, c.epoch::text, c.incarnation, pg_current_snapshot()::text AS snapshot,
-           date_part('epoch', now) AS at, current_setting('default_transaction_isolation') = 'read committed' AS read_committed,
-           c.last_folded, pg_snapshot_xmax(c.horizon) AS horizon
+    SELECT c.epoch AS id, pgcache.origin(c.epoch, c.incarnation, now) AS origin, c.last_folded,
+           pg_snapshot_xmax(c.horizon) AS horizon
       INTO here FROM pgcache.current c;
     IF NOT FOUND THEN
         RETURN;
@@ -30,9 +29,9 @@ BEGIN
     last_change := greatest(here.last_folded, (SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1));
     FOREACH wanted IN ARRAY keys LOOP
         RETURN QUERY
-        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
-               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
+        SELECT here.origin,
+               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
+               e.born_at, e.expires_at, e.cost, e.unpacked
           FROM pgcache.entry e
          WHERE e.key = wanted AND e.keep_until > now AND e.epoch = here.id
            AND pg_snapshot_xmin(e.snapshot) > last_change AND pg_snapshot_xmin(e.snapshot) >= here.horizon;
@@ -42,9 +41,9 @@ BEGIN
                                          OR pg_snapshot_xmin(e.snapshot) < here.horizon))
         THEN
             RETURN QUERY
-            SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
-                   e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-                   date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
+            SELECT here.origin,
+                   e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
+                   e.born_at, e.expires_at, e.cost, e.unpacked
               -- OFFSET 0: or `valid` would be computed wherever it is mentioned
               FROM (SELECT s.*, s.usable AND s.unchanged AS valid
                       FROM pgcache.entry_state s
@@ -56,9 +55,8 @@ BEGIN
     END LOOP;
     IF NOT is_found THEN
         RETURN QUERY
-        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed, NULL::bytea, NULL::boolean,
-               NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea, NULL::bytea, NULL::bigint[], NULL::text,
-               NULL::float8, NULL::float8, NULL::float8, NULL::integer;
+        SELECT here.origin, NULL::bytea, NULL::boolean, NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea,
+               NULL::bytea, NULL::bigint[], NULL::pg_snapshot, NULL::timestamptz, NULL::timestamptz, NULL::float8, NULL::integer;
     END IF;
 END
 $$;

@@ -32,18 +32,26 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$ SELECT current_setting('enable_seqscan') = 'on' $$;
 
+-- Where and when a statement looks: epoch, incarnation, its snapshot, the microseconds since 1970, and whether statements are READ
+-- COMMITTED here. One column, because it is sent with every row.
+CREATE FUNCTION pgcache.origin(epoch uuid, incarnation text, now timestamptz) RETURNS text
+LANGUAGE sql STABLE
+AS $$ SELECT pg_catalog.concat_ws(' ', epoch, incarnation, pg_catalog.pg_current_snapshot(),
+                                  (pg_catalog.date_part('epoch', now) * 1000000::pg_catalog.float8)::pg_catalog.int8,
+                                  pg_catalog.current_setting('default_transaction_isolation') = 'read committed') $$;
+
 -- Asks for entries. One row per stored entry that is of any use: valid, or revalidatable, or any with
 -- `invalid_too`. One row with a null key if there is none; no row if the cache must not be used (no good epoch,
--- or not a primary). `ttl` is negative for a stale entry. Indexes: entry_pkey, changed_pkey,
+-- or not a primary). Indexes: entry_pkey, changed_pkey,
 -- invalidation_xid, whatever the statistics say: the settings see to that, and the plans are made once per
 -- session (making them takes three times as long as running them). The function is STABLE: everything in it sees
 -- the snapshot of the statement that calls it, and that is the one it returns.
 -- To begin with entry_state costs more than all the rest, so what needs no search is answered without: entries
 -- that see all up to the last change of anything, and up to the horizon.
 CREATE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
-RETURNS TABLE (epoch text, incarnation text, snapshot text, at float8, read_committed boolean, key bytea,
-               valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea, body bytea,
-               probes bigint[], filled_at text, age float8, ttl float8, cost float8, unpacked integer)
+RETURNS TABLE (origin text, key bytea, valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea,
+               body bytea, probes bigint[], snapshot pg_snapshot, born_at timestamptz, expires_at timestamptz,
+               cost float8, unpacked integer)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -56,9 +64,8 @@ DECLARE
     now         timestamptz := clock_timestamp();
     last_change xid8;
 BEGIN
-    SELECT c.epoch AS id, c.epoch::text, c.incarnation, pg_current_snapshot()::text AS snapshot,
-           date_part('epoch', now) AS at, current_setting('default_transaction_isolation') = 'read committed' AS read_committed,
-           c.last_folded, pg_snapshot_xmax(c.horizon) AS horizon
+    SELECT c.epoch AS id, pgcache.origin(c.epoch, c.incarnation, now) AS origin, c.last_folded,
+           pg_snapshot_xmax(c.horizon) AS horizon
       INTO here FROM pgcache.current c;
     IF NOT FOUND THEN
         RETURN;
@@ -69,9 +76,9 @@ BEGIN
                   AND (pg_snapshot_xmin(e.snapshot) <= last_change OR pg_snapshot_xmin(e.snapshot) < here.horizon))
     THEN
         RETURN QUERY
-        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
-               e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
+        SELECT here.origin,
+               e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
+               e.born_at, e.expires_at, e.cost, e.unpacked
           -- OFFSET 0: or `valid` would be computed wherever it is mentioned
           FROM (SELECT s.*, s.usable AND s.unchanged AS valid
                   FROM pgcache.entry_state s
@@ -80,17 +87,16 @@ BEGIN
          WHERE e.valid OR e.revalidatable OR invalid_too;
     ELSE
         RETURN QUERY
-        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed,
-               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot::text,
-               date_part('epoch', now - e.born_at), date_part('epoch', e.expires_at - now), e.cost, e.unpacked
+        SELECT here.origin,
+               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
+               e.born_at, e.expires_at, e.cost, e.unpacked
           FROM pgcache.entry e
          WHERE e.key = ANY (keys) AND e.keep_until > now AND e.epoch = here.id;
     END IF;
     IF NOT FOUND THEN
         RETURN QUERY
-        SELECT here.epoch, here.incarnation, here.snapshot, here.at, here.read_committed, NULL::bytea, NULL::boolean,
-               NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea, NULL::bytea, NULL::bigint[], NULL::text,
-               NULL::float8, NULL::float8, NULL::float8, NULL::integer;
+        SELECT here.origin, NULL::bytea, NULL::boolean, NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea,
+               NULL::bytea, NULL::bigint[], NULL::pg_snapshot, NULL::timestamptz, NULL::timestamptz, NULL::float8, NULL::integer;
     END IF;
 END
 $$;
