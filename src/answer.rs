@@ -1,6 +1,7 @@
 //! What the client gets of an answer whose body is there: all of it, its head, a part of it, or the news that
 //! it has it already.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,6 +41,36 @@ impl From<&Entry> for Outcome {
             headers: entry.headers.clone(),
             body: entry.body.clone(),
             age: Some(entry.condition.age),
+        }
+    }
+}
+
+/// Without a copy, if nobody else has it.
+impl From<Entry> for Outcome {
+    fn from(entry: Entry) -> Self {
+        let age = Some(entry.condition.age);
+        match Arc::try_unwrap(entry.answer) {
+            Ok(answer) => Self {
+                status: answer.status,
+                headers: answer.headers,
+                body: answer.body,
+                age,
+            },
+            Err(shared) => Self {
+                status: shared.status,
+                headers: shared.headers.clone(),
+                body: shared.body.clone(),
+                age,
+            },
+        }
+    }
+}
+
+impl From<Arc<Entry>> for Outcome {
+    fn from(entry: Arc<Entry>) -> Self {
+        match Arc::try_unwrap(entry) {
+            Ok(entry) => entry.into(),
+            Err(shared) => (&*shared).into(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod fill;
 mod store_down;
 mod storing;
 
+use std::borrow::Borrow;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -132,28 +133,23 @@ impl Caching {
                 let reuse = self.reuse(&entry, &read, &asks);
                 (entry, reuse)
             });
-            if let Some((entry, Reuse::Serve)) = &stored {
-                if let Some(answer) = self.as_it_is(entry, &read, request.headers()) {
-                    return Ok(answer);
+            let stored = match stored {
+                Some((entry, Reuse::Serve)) if !entry.is_part() => {
+                    // mostly nobody else has the entry then
+                    drop(asked);
+                    return Ok(self.hit(entry, &read, request.headers()));
                 }
-            }
+                Some((part, Reuse::Serve)) => {
+                    match self.hit_within(&part, &read, request.headers()) {
+                        Some(answer) => return Ok(answer),
+                        None => Some((part, Reuse::Serve)),
+                    }
+                }
+                stored => stored,
+            };
             let call = Call::new(self, inner, &request);
             // boxed: a hit does not need the room
             Box::pin(call.read_on(read, asks, request, asked, stored)).await
-        }
-    }
-
-    /// `None` if the request wants more than the part that is stored.
-    fn as_it_is<B>(
-        &self,
-        entry: &Entry,
-        read: &Read,
-        request: &HeaderMap,
-    ) -> Option<Response<ResponseBody<B>>> {
-        if entry.is_part() {
-            self.hit_within(entry, read, request)
-        } else {
-            Some(self.hit(entry, read, request))
         }
     }
 
@@ -231,26 +227,31 @@ fn is_due(entry: &Entry, early: f64) -> bool {
 }
 
 impl Caching {
-    fn hit<B>(&self, entry: &Entry, read: &Read, request: &HeaderMap) -> Response<ResponseBody<B>> {
-        let condition = entry.condition;
+    fn hit<B>(
+        &self,
+        entry: impl Borrow<Entry> + Into<Outcome>,
+        read: &Read,
+        request: &HeaderMap,
+    ) -> Response<ResponseBody<B>> {
+        let condition = entry.borrow().condition;
         self.served(entry, read, request, CacheStatus::Hit { condition })
     }
 
     /// A stored answer, or somebody else's.
     fn served<B>(
         &self,
-        entry: &Entry,
+        entry: impl Borrow<Entry> + Into<Outcome>,
         read: &Read,
         request: &HeaderMap,
         status: CacheStatus,
     ) -> Response<ResponseBody<B>> {
-        self.cache.engine.count_hit(read.key, entry.key);
+        self.cache.engine.count_hit(read.key, entry.borrow().key);
         let conditionals = conditionals_of(request).filter(|_| !read.is_search);
         let response = read.whole(entry.into()).answer(conditionals.as_ref());
         self.explained(response, status)
     }
 
-    /// A range within a stored part.
+    /// A range within a stored part. `None` if the request wants more than that.
     fn hit_within<B>(
         &self,
         part: &Entry,
@@ -302,7 +303,7 @@ impl<S> Call<S> {
             Err(reason) => return self.pass_on(reason, None, request).await,
         };
         let fill = match asked {
-            Asked::Known(fill) => fill,
+            Asked::Known(fill) => *fill,
             Asked::Unusable(_) if asks.only_if_cached => return Ok(self.cache.not_cached()),
             Asked::Unusable(reason) => {
                 return self.pass_without_store(&read, reason, request).await;
@@ -313,7 +314,7 @@ impl<S> Call<S> {
                 (Some(entry).filter(|_| reuse == Reuse::Serve), None)
             }
             Some((entry, Reuse::ServeAndRefresh)) => {
-                let answer = self.cache.hit(&entry, &read, request.headers());
+                let answer = self.cache.hit(&*entry, &read, request.headers());
                 self.refresh_in_the_background(read, subject, request, fill, Some(entry));
                 return Ok(answer);
             }
@@ -349,7 +350,7 @@ impl<S> Call<S> {
                 }
                 Shared::Entry(entry) => {
                     let status = CacheStatus::Collapsed { why };
-                    return Ok(self.cache.served(&entry, &read, request.headers(), status));
+                    return Ok(self.cache.served(entry, &read, request.headers(), status));
                 }
                 Shared::Unusable(reason) => {
                     return self

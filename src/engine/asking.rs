@@ -48,10 +48,9 @@ pub(crate) enum Recalled {
 
 /// The outcome of asking for an entry.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // moved, not kept
 pub(crate) enum Asked {
     /// What there is, perhaps nothing; if the inner service is asked, its answer may be stored.
-    Known(Fill),
+    Known(Box<Fill>),
     /// The inner service is to be asked.
     Unusable(Bypass),
 }
@@ -190,24 +189,30 @@ impl Engine {
     }
 
     /// Looks for an entry in the store. Takes at most the lookup deadline.
-    pub(crate) async fn ask(self: &Arc<Self>, question: Question<'_>) -> Asked {
-        if let Some(reason) = self.refusal() {
-            return Asked::Unusable(reason);
+    #[allow(clippy::manual_async_fn)] // that has room for its arguments twice
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        question: Question<'_>,
+    ) -> impl Future<Output = Asked> + Send {
+        async move {
+            if let Some(reason) = self.refusal() {
+                return Asked::Unusable(reason);
+            }
+            self.housekeeper.start(self);
+            self.housekeeper.note_traffic();
+            self.start_listening();
+            let standing = Standing::now(&self.feed);
+            let deadline = Instant::now() + self.settings.lookup_deadline;
+            let looking_up = pin!(async {
+                self.prepared().await?;
+                Ok(self.look_up(&question, deadline).await?)
+            });
+            let Some((origin, found)) = self.consult(looking_up).await else {
+                return Asked::Unusable(Bypass::Store);
+            };
+            self.changes.keep_trying(self);
+            self.judge(question.key, standing, origin, found)
         }
-        self.housekeeper.start(self);
-        self.housekeeper.note_traffic();
-        self.start_listening();
-        let standing = Standing::now(&self.feed);
-        let deadline = Instant::now() + self.settings.lookup_deadline;
-        let looking_up = pin!(async {
-            self.prepared().await?;
-            Ok(self.look_up(&question, deadline).await?)
-        });
-        let Some((origin, found)) = self.consult(looking_up).await else {
-            return Asked::Unusable(Bypass::Store);
-        };
-        self.changes.keep_trying(self);
-        self.judge(question.key, standing, origin, found)
     }
 
     pub(super) fn note_read_failure(&self, error: &Error) {
@@ -242,21 +247,17 @@ impl Engine {
             None => return Ok(Some((origin, part))),
         };
         let variant = (question.variant)(&fields);
-        let (origin, mut stored) = if known == Some(variant) {
-            (origin, stored)
-        } else {
-            self.varying.insert(question.key, fields.into());
+        if known == Some(variant) {
+            return Ok(Some((origin, variant_or(part, variant, stored))));
+        }
+        self.varying.insert(question.key, fields.into());
+        // boxed: seldom needed, and a hit does not need the room
+        Box::pin(async {
             let rows = self.rows(vec![variant], question.invalid_too, deadline);
-            match rows.await? {
-                Some(rows) => rows,
-                None => return Ok(None),
-            }
-        };
-        let found = match take(&mut stored, variant) {
-            Some(Stored::Answer(found)) => Some((variant, found)),
-            _ => part,
-        };
-        Ok(Some((origin, found)))
+            let of_variant = |(origin, stored)| (origin, variant_or(part, variant, stored));
+            Ok(rows.await?.map(of_variant))
+        })
+        .await
     }
 
     async fn rows(
@@ -334,7 +335,8 @@ impl Engine {
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {
             self.memory.insert(&entry.answer, entry.condition, standing);
         }
-        Asked::Known(Fill::new(self.clone(), key, standing, origin, entry))
+        let fill = Fill::new(self.clone(), key, standing, origin, entry);
+        Asked::Known(Box::new(fill))
     }
 }
 
@@ -348,6 +350,18 @@ enum Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         Self::Unanswered(error)
+    }
+}
+
+/// What stands under the key of a variant; if nothing, the part.
+fn variant_or(
+    part: Option<(Key, Found)>,
+    variant: Key,
+    mut stored: Vec<(Key, Stored)>,
+) -> Option<(Key, Found)> {
+    match take(&mut stored, variant) {
+        Some(Stored::Answer(found)) => Some((variant, found)),
+        _ => part,
     }
 }
 

@@ -188,7 +188,7 @@ impl World {
         if let Some(entry) = fill.stored().filter(|entry| is_of_use(entry)) {
             return (By::Store, versions(&entry));
         }
-        match engine.share(fill, &question, &is_of_use).await {
+        match engine.share(*fill, &question, &is_of_use).await {
             Shared::Entry(entry) => (By::Other, versions(&entry)),
             Shared::Fill(fill) => (By::Handler, self.fill(fill, page, handler).await),
             Shared::Unusable(_) => (By::HandlerAlone, self.call(page, handler).await),
@@ -637,7 +637,7 @@ fn whoever_waited_for_what_is_not_for_others_goes_on_beside_the_rest() {
                         panic!("the database answers");
                     };
                     all_asked.wait().await;
-                    let Shared::Fill(mut fill) = engine.share(fill, &question, &|_| true).await
+                    let Shared::Fill(mut fill) = engine.share(*fill, &question, &|_| true).await
                     else {
                         panic!("nothing is stored");
                     };

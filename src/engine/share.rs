@@ -158,7 +158,7 @@ impl Engine {
             ..*sharer.question
         };
         let fill = match self.ask(question).await {
-            Asked::Known(fill) => fill,
+            Asked::Known(fill) => *fill,
             Asked::Unusable(reason) => return Shared::Unusable(reason),
         };
         match fill.stored().filter(|entry| !entry.is_part()) {

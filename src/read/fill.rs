@@ -57,7 +57,7 @@ impl Caching {
             explicit_only: true,
             knows_its_source: None,
         };
-        Some((errand, fill))
+        Some((errand, *fill))
     }
 }
 

@@ -413,9 +413,10 @@ impl Batch {
         wanted.sort_unstable();
         wanted.dedup();
         let open = questions.into_iter().enumerate().map(|(index, question)| {
+            let missing = wanted.iter().filter(|(_, i)| *i == index).count();
             Some(Open {
-                missing: wanted.iter().filter(|(_, i)| *i == index).count(),
-                stored: Vec::new(),
+                missing,
+                stored: Vec::with_capacity(missing),
                 question,
             })
         });
