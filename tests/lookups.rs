@@ -36,7 +36,7 @@ const SPY: &str = "
             RAISE 'damaged' USING ERRCODE = 'data_corrupted';
         END IF;
     END $$;
-    DROP FUNCTION pgcache.planned_with_seqscan;
+    DROP FUNCTION pgcache.is_planned_well;
     ALTER FUNCTION pgcache.lookup RENAME TO real_lookup;
     DO $do$ BEGIN
         EXECUTE format(
@@ -311,6 +311,58 @@ async fn handlers_get_the_only_connection_between_lookups() {
         client.await.unwrap();
     }
     timeout(HANG, cache.settled()).await.expect("settled");
+}
+
+/// Whoever waits for the only connection, or did until it was given up, does not keep the lookups from it.
+#[tokio::test]
+async fn lookups_get_their_turn_where_somebody_always_wants_the_only_connection() {
+    let database = test_support::database().await;
+    let pool = database.pool(1);
+    let cache = PgCache::builder(pool.clone())
+        .lookup_deadline(HANG)
+        .memory(0)
+        .lease_wait(Duration::ZERO)
+        .cleanup_interval(Duration::ZERO)
+        .build()
+        .unwrap();
+    let app = app(&cache);
+    fetch(&app, "/hot").await;
+    cache.settled().await;
+    let hits = || async {
+        for _ in 0..50 {
+            let answer = timeout(HANG, fetch(&app, "/hot")).await;
+            assert!(answer.expect("an answer in time").is_hit());
+        }
+    };
+    let held = pool.get().await.unwrap();
+    assert!(
+        timeout(Duration::from_millis(20), pool.get())
+            .await
+            .is_err()
+    );
+    drop(held);
+    hits().await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let handlers: Vec<_> = (0..4)
+        .map(|_| {
+            let (pool, stop) = (pool.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let connection = pool.get().await.unwrap();
+                    connection.batch_execute("SELECT 1").await.unwrap();
+                    drop(connection);
+                    // the pool gives it to whoever comes first
+                    yield_now().await;
+                }
+            })
+        })
+        .collect();
+    hits().await;
+    stop.store(true, Ordering::SeqCst);
+    for handler in handlers {
+        handler.await.unwrap();
+    }
 }
 
 #[test]

@@ -81,6 +81,17 @@ impl Stage {
         Traffic { goes_on, clients }
     }
 
+    /// Until there were so many more.
+    async fn hits(&self, more: u64) {
+        let enough = self.cache.stats().hits + more;
+        let seen = async {
+            while self.cache.stats().hits < enough {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(HANG, seen).await.expect("hits");
+    }
+
     /// Until a statement was begun from now on that a session keeps: a lookup where nothing is in memory, else a read of the
     /// feed. (What is run to prepare one is in a transaction of several.)
     async fn something_is_kept(&self) {
@@ -205,6 +216,56 @@ async fn what_the_application_calls_by_the_same_names_is_not_called() {
     }
 }
 
+/// Where a schema of the application's comes before that of Postgres, all that has a name is another thing: from the beginning,
+/// or from the moment on in which a session is told so, whatever its settings are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_before_the_names_of_postgres_is_not_called() {
+    const NAMES: &str = "
+        CREATE SCHEMA app;
+        CREATE FUNCTION app.always(xid8, xid8) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+        CREATE OPERATOR app.> (LEFTARG = xid8, RIGHTARG = xid8, FUNCTION = app.always);
+        CREATE OPERATOR app.>= (LEFTARG = xid8, RIGHTARG = xid8, FUNCTION = app.always);
+        DO $$ BEGIN
+            EXECUTE format('ALTER DATABASE %I SET enable_seqscan = off', current_database());
+        END $$";
+    const FIRST: &str = "
+        DO $$ BEGIN
+            EXECUTE format('ALTER DATABASE %I SET search_path = app, pg_catalog', current_database());
+        END $$";
+    for (memory, is_first) in [(0, true), (0, false), (1 << 20, true), (1 << 20, false)] {
+        let database = test_support::database().await;
+        let sql = database.connect().await;
+        sql.batch_execute(NAMES).await.unwrap();
+        if is_first {
+            sql.batch_execute(FIRST).await.unwrap();
+        }
+        let stage = Stage::new(&database, 1, memory).await;
+        let traffic = stage.traffic(true).await;
+        if is_first {
+            stage.hits(300).await;
+        }
+        for round in 0..10 {
+            stage.get("/1").await;
+            assert!(stage.get("/1").await.is_hit());
+            if !is_first {
+                stage.something_is_kept().await;
+                let connection = stage.pool.get().await.unwrap();
+                let told = "SET search_path = app, pg_catalog";
+                connection.batch_execute(told).await.unwrap();
+            }
+            let change = "SELECT pgcache.invalidate('item', NULL, '1')";
+            sql.execute(change, &[]).await.unwrap();
+            assert!(!stage.get("/1").await.is_hit(), "round {round}");
+            if !is_first {
+                let connection = stage.pool.get().await.unwrap();
+                let told = "RESET search_path";
+                connection.batch_execute(told).await.unwrap();
+            }
+        }
+        traffic.end().await;
+    }
+}
+
 /// Whatever the application does with a session that it has borrowed, between the cache's statements or for good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_may_forget_everything() {
@@ -215,19 +276,20 @@ async fn sessions_may_forget_everything() {
 
 async fn everything_is_forgotten(memory: usize) {
     let database = test_support::database().await;
-    let stage = Stage::new(&database, 2, memory).await;
+    let stage = Stage::new(&database, 3, memory).await;
     let traffic = stage.traffic(true).await;
     for round in 0..12 {
         stage.something_is_kept().await;
         let forgets = ["DISCARD ALL", "DEALLOCATE ALL", "SET search_path = ''"][round % 3];
-        // with both in hand, there is none that was not discarded
-        let one = stage.pool.get().await.unwrap();
-        one.batch_execute(forgets).await.unwrap();
-        let other = timeout(Duration::from_millis(20), stage.pool.get()).await;
-        if let Ok(other) = other {
-            other.unwrap().batch_execute(forgets).await.unwrap();
+        // with all in hand that are to be had, there is none of them that was not discarded
+        let mut all = vec![stage.pool.get().await.unwrap()];
+        for _ in 0..2 {
+            let another = timeout(Duration::from_millis(20), stage.pool.get()).await;
+            all.extend(another.map(Result::unwrap));
         }
-        drop(one);
+        for connection in all {
+            connection.batch_execute(forgets).await.unwrap();
+        }
         assert!(stage.get("/busy").await.is_hit());
     }
     traffic.end().await;

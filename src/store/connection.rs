@@ -14,11 +14,18 @@ use crate::error::{Error, ErrorKind};
 pub(crate) type Connection = Box<dyn Borrowed>;
 
 pub(crate) trait Borrowed: Send + Sync {
+    /// For a transaction, or whatever else is nobody else's business.
     fn client(&mut self) -> &mut Client;
+
+    fn shared(&self) -> &Client;
 }
 
 impl<M: ManageConnection<Connection = Client>> Borrowed for PooledConnection<'static, M> {
     fn client(&mut self) -> &mut Client {
+        self
+    }
+
+    fn shared(&self) -> &Client {
         self
     }
 }

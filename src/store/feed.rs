@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::timeout_at;
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::kept::{Life, Session, Which};
@@ -79,7 +80,7 @@ impl Store {
         });
         match timer.timeout_at(deadline.at, &mut reading).await {
             Ok((Ok(read), session)) => {
-                self.put_by(session);
+                self.put_by_prepared(session);
                 Ok(read)
             }
             Ok((Err(error), _)) => Err(error),
@@ -143,10 +144,8 @@ impl Store {
         position: &Position,
     ) -> Result<Option<FeedRead>, Error> {
         let Position { life, snapshot } = position;
-        let which: Which = |keeps| &mut keeps.feed;
-        let kept = &self.sql.feed_kept;
-        let trial = &[snapshot as &(dyn ToSql + Sync), &0];
-        let Some(statement) = session.kept(which, kept, life, trial).await else {
+        let (which, sql) = (Which::Feed, &self.sql);
+        let Some(statement) = session.kept(which, sql, life) else {
             return Ok(None);
         };
         let read = session
@@ -156,12 +155,16 @@ impl Store {
         let rows = match read {
             Ok(rows) => rows,
             Err(error) => {
-                session.is_refused(which, kept, error.into())?;
+                session.is_refused(which, sql, error.into())?;
                 return Ok(None);
             }
         };
-        let Some(row) = rows.first() else {
-            session.is_over(which, kept);
+        let of_life = |row: &&Row| {
+            let (epoch, incarnation) = (row.try_get(3), row.try_get(4));
+            life.is(epoch.ok(), incarnation.ok())
+        };
+        let Some(row) = rows.first().filter(of_life) else {
+            session.is_over(which, sql);
             return Ok(None);
         };
         session.is_good(which);

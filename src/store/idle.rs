@@ -7,6 +7,7 @@
 //!    goes back at once: a handler may need the only one.
 //! 3. Never with a statement under way: who gives up on a statement leaves the connection to it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,14 +37,16 @@ impl Idle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One that keeps something, if there is one; of several the one that was used last.
     pub(super) fn take(&self) -> Option<Session> {
-        let mut waiting = self.lock();
-        while let Some((mut session, _)) = waiting.sessions.pop() {
-            if !session.client().is_closed() {
-                return Some(session);
-            }
-        }
-        None
+        let sessions = &mut self.lock().sessions;
+        sessions.retain(|(session, _)| !session.shared().is_closed());
+        // one that was just prepared would else stay behind one that is in use all the time
+        let keeps = sessions
+            .iter()
+            .rposition(|(session, _)| session.keeps_something());
+        let at = keeps.or(sessions.len().checked_sub(1))?;
+        Some(sessions.remove(at).0)
     }
 }
 
@@ -58,9 +61,31 @@ impl Store {
         }
     }
 
+    /// Whether there is something to prepare in a session, and nothing is being prepared: what keeps that from being done must not
+    /// take one connection after the other.
+    pub(super) fn has_due(&self, session: &mut Session) -> bool {
+        !self.is_preparing.load(Ordering::Relaxed) && session.has_due(&self.sql)
+    }
+
+    /// The same, when it is prepared what the session is to keep. Nobody waits for that.
+    pub(super) fn put_by_prepared(self: &Arc<Self>, mut session: Session) {
+        let is_of_use = !session.shared().is_closed() && !self.source.is_wanted();
+        if !is_of_use
+            || !self.has_due(&mut session)
+            || self.is_preparing.swap(true, Ordering::Relaxed)
+        {
+            return self.put_by(session);
+        }
+        let preparing = Preparing(self.clone());
+        tokio::spawn(async move {
+            session.prepare_due(&preparing.0.sql).await;
+            preparing.0.put_by(session);
+        });
+    }
+
     /// For the next statement, unless somebody waits for a connection.
     pub(super) fn put_by(self: &Arc<Self>, session: Session) {
-        if self.source.is_wanted() {
+        if self.source.is_wanted() || session.shared().is_closed() {
             return;
         }
         let mut waiting = self.idle.lock();
@@ -69,6 +94,15 @@ impl Store {
             drop(waiting);
             tokio::spawn(sweep(Sweeper(Some(self.clone()))));
         }
+    }
+}
+
+/// Held by the task that prepares a statement.
+struct Preparing(Arc<Store>);
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.is_preparing.store(false, Ordering::Relaxed);
     }
 }
 

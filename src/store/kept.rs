@@ -8,16 +8,18 @@
 //!    session cannot become another one.
 //! 3. What `tokio-postgres` prepares has a name that no other statement of this program has. Behind a pooler a session may be
 //!    anybody's, and under the same name there may be the statement of another program. So it is only done where there is
-//!    [none in between](super::identity).
+//!    [none in between](super::identity); and what answers says for which life it is. (Only where sessions are given away after
+//!    each transaction. A pooler that does not is not told from one that does: there is nothing kept either.)
 //! 4. Its plan is made with settings that hold while it is prepared only (`sql/plan.sql`). When Postgres makes another one, since
 //!    a table was analyzed or the search path is another, it says so by not answering at all, and is prepared anew.
-//! 5. To prepare one costs as much as a hundred lookups. So the first [`PLAINLY`] statements of a connection are sent as they
-//!    are, and an instance prepares each once in an [`INTERVAL`] at most. What a connection keeps is remembered while it is
-//!    in the pool.
+//! 5. To prepare one costs as much as a hundred lookups, and some round trips. So the first [`PLAINLY`] statements of a
+//!    connection are sent as they are, an instance prepares each once in an [`INTERVAL`] at most, and nobody waits for that.
+//!    What a connection keeps is remembered while it is in the pool.
 //! 6. Where a statement is gone, somebody makes sessions forget what they keep (`DISCARD ALL`): that would happen again and
 //!    again, with an error in the server's log each time. So if it happened in the pool, what connections keep is not
 //!    remembered any more for a [`RESPITE`]; and after [`MOST_REFUSALS`] of whatever other kind nothing is kept for as long.
-//! 7. It is parsed with the session's search path: what takes any type is named in full in its text.
+//! 7. It is parsed with the session's search path, and prepared only where `pg_catalog` comes first in it. What takes any type
+//!    is named in full in its text: what takes just the right ones would be preferred, wherever it is.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,6 +31,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
 use super::identity::Identity;
+use super::schema::Sql;
 use super::{Connection, Origin, read_transaction};
 use crate::error::Error;
 
@@ -46,8 +49,8 @@ const MOST_REFUSALS: u32 = 3;
 const RESPITE: Duration = Duration::from_secs(600);
 
 /// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
-/// something that it names.
-const REFUSALS: [&str; 3] = ["26", "0A", "42"];
+/// something that it names, other parameters.
+const REFUSALS: [&str; 5] = ["26", "0A", "42", "22", "08P01"];
 
 /// Of how many connections it is remembered what they keep: those of a large pool.
 const MOST_REMEMBERED: usize = 128;
@@ -66,6 +69,11 @@ impl Life {
             epoch: origin.epoch.clone(),
             incarnation: origin.incarnation.clone(),
         }
+    }
+
+    /// Whether that is what a statement says.
+    pub(super) fn is(&self, epoch: Option<&str>, incarnation: Option<&str>) -> bool {
+        (epoch, incarnation) == (Some(&*self.epoch), Some(&*self.incarnation))
     }
 
     /// Whether it can be written into a statement.
@@ -91,40 +99,39 @@ pub(super) struct Keepable {
     pub(super) text: String,
     /// Of its parameters.
     pub(super) types: [Type; 2],
-    /// What has it planned well, in the transaction that prepares it: tells the number of the process, and whether this is
-    /// the life.
+    /// Parameters for which it answers at once.
+    pub(super) trial: [Box<dyn ToSql + Send + Sync>; 2],
+    /// What has it planned well, in the transaction that prepares it: tells the number of the process, and whether it is to be
+    /// kept there.
     pub(super) plan: String,
     pub(super) record: Record,
 }
 
 impl Keepable {
-    /// `trial`: parameters for which it answers at once. `None`: this is another life, or not the server that the client
-    /// connected to.
+    /// `None`: this is another life, or not the server that the client connected to, or there is something else against it.
     async fn prepare(
         &self,
         client: &mut Client,
         identity: Identity,
         life: &Life,
-        trial: Parameters<'_>,
     ) -> Result<Option<Statement>, Error> {
         let transaction = read_transaction(client).await?;
-        let row = transaction
-            .query_typed_one(&life.in_text(&self.plan), &[])
-            .await?;
-        let (pid, is_this_life): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
-        if !identity.is_of_process(pid) || !is_this_life {
+        let plan = life.in_text(&self.plan);
+        let row = transaction.query_typed_one(&plan, &[]).await?;
+        let (pid, is_for_it): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
+        if !identity.is_of_process(pid) || !is_for_it {
             return Ok(None);
         }
         let text = life.in_text(&self.text);
         let statement = transaction.prepare_typed(&text, &self.types).await?;
-        let trials = (0..=PLANS_FOR_PARAMETERS).map(|_| transaction.query(&statement, trial));
+        let [one, other] = &self.trial;
+        let trial: [&(dyn ToSql + Sync); 2] = [&**one, &**other];
+        let trials = (0..=PLANS_FOR_PARAMETERS).map(|_| transaction.query(&statement, &trial));
         try_join_all(trials).await?;
         transaction.commit().await?;
         Ok(Some(statement))
     }
 }
-
-pub(super) type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// What an instance remembers of a statement.
 #[derive(Debug, Default)]
@@ -164,15 +171,14 @@ impl Record {
         self.lock().refusals >= MOST_REFUSALS
     }
 
-    /// Whether it may be prepared now. Counts as if it were.
     fn may_prepare(&self) -> bool {
-        let mut remembered = self.lock();
+        let remembered = self.lock();
         let is_recent = |since: Instant| since.elapsed() < INTERVAL;
-        if remembered.refusals >= MOST_REFUSALS || remembered.prepared.is_some_and(is_recent) {
-            return false;
-        }
-        remembered.prepared = Some(Instant::now());
-        true
+        remembered.refusals < MOST_REFUSALS && !remembered.prepared.is_some_and(is_recent)
+    }
+
+    fn is_being_prepared(&self) {
+        self.lock().prepared = Some(Instant::now());
     }
 }
 
@@ -188,33 +194,177 @@ pub(super) struct Session {
 /// What a connection keeps.
 #[derive(Default)]
 pub(super) struct Keeps {
-    pub(super) feed: Keeping,
-    pub(super) lookup: Keeping,
-    pub(super) unsearched: Keeping,
+    feed: Keeping,
+    lookup: Keeping,
+    unsearched: Keeping,
     /// As the last plain lookup said.
     pub(super) life: Option<Life>,
 }
 
+/// One of the statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    Feed,
+    Lookup,
+    Unsearched,
+}
+
+impl Keeps {
+    fn of(&mut self, which: Which) -> &mut Keeping {
+        match which {
+            Which::Feed => &mut self.feed,
+            Which::Lookup => &mut self.lookup,
+            Which::Unsearched => &mut self.unsearched,
+        }
+    }
+}
+
+impl Which {
+    const ALL: [Self; 3] = [Self::Feed, Self::Lookup, Self::Unsearched];
+
+    fn keepable(self, sql: &Sql) -> &Keepable {
+        match self {
+            Self::Feed => &sql.feed_kept,
+            Self::Lookup => &sql.lookup_kept,
+            Self::Unsearched => &sql.lookup_unsearched,
+        }
+    }
+}
+
 impl Session {
-    pub(super) fn new(mut connection: Connection, shelf: &Arc<Shelf>) -> Self {
-        let identity = Identity::of(connection.client());
+    pub(super) fn new(connection: Connection, shelf: &Arc<Shelf>) -> Self {
+        let identity = Identity::of(connection.shared());
+        let keeps = identity.and_then(|id| shelf.take(id)).unwrap_or_default();
         Self {
             connection,
             identity,
-            keeps: identity.and_then(|id| shelf.take(id)).unwrap_or_default(),
+            keeps,
             shelf: shelf.clone(),
         }
     }
 
+    /// For a transaction.
     pub(super) fn client(&mut self) -> &mut Client {
         self.connection.client()
+    }
+
+    pub(super) fn shared(&self) -> &Client {
+        self.connection.shared()
+    }
+
+    pub(super) fn keeps_something(&self) -> bool {
+        let Keeps {
+            feed,
+            lookup,
+            unsearched,
+            life: _,
+        } = &self.keeps;
+        [feed, lookup, unsearched]
+            .iter()
+            .any(|keeping| keeping.kept.is_some())
+    }
+
+    /// A statement, if the session keeps it for this life.
+    pub(super) fn kept(&mut self, which: Which, sql: &Sql, life: &Life) -> Option<Statement> {
+        if self.identity.is_none() || which.keepable(sql).record.are_too_many() {
+            return None;
+        }
+        let keeping = self.keeps.of(which);
+        match &keeping.kept {
+            Some(kept) if kept.life == *life => return Some(kept.statement.clone()),
+            Some(_) => *keeping = Keeping::default(),
+            None => {}
+        }
+        keeping.plainly += 1;
+        if keeping.wanted.as_ref() != Some(life) {
+            keeping.wanted = Some(life.clone());
+        }
+        None
+    }
+
+    /// What is to be prepared when nobody waits for the session.
+    fn due<'a>(&mut self, sql: &'a Sql) -> Option<(Which, &'a Keepable, Life)> {
+        Which::ALL.into_iter().find_map(|which| {
+            let keeping = self.keeps.of(which);
+            let life = keeping.wanted.as_ref().filter(|life| life.is_plain())?;
+            let keepable = which.keepable(sql);
+            let is_due = keeping.plainly >= PLAINLY && keepable.record.may_prepare();
+            is_due.then(|| (which, keepable, life.clone()))
+        })
+    }
+
+    pub(super) fn has_due(&mut self, sql: &Sql) -> bool {
+        self.due(sql).is_some()
+    }
+
+    pub(super) async fn prepare_due(&mut self, sql: &Sql) {
+        let Some((which, keepable, life)) = self.due(sql) else {
+            return;
+        };
+        let Some(identity) = self.identity else {
+            return;
+        };
+        keepable.record.is_being_prepared();
+        *self.keeps.of(which) = Keeping::default();
+        let client = self.connection.client();
+        match keepable.prepare(client, identity, &life).await {
+            Ok(Some(statement)) => {
+                self.keeps.of(which).kept = Some(Kept {
+                    life,
+                    statement,
+                    has_answered: false,
+                    is_remembered: false,
+                });
+            }
+            // a connection that breaks says nothing about the statement
+            Err(error) if error.sql_state().is_none() => {}
+            Ok(None) | Err(_) => keepable.record.add_refusal(),
+        }
+    }
+
+    /// It has answered.
+    pub(super) fn is_good(&mut self, which: Which) {
+        if let Some(kept) = &mut self.keeps.of(which).kept {
+            (kept.has_answered, kept.is_remembered) = (true, false);
+        }
+    }
+
+    /// It has not answered: the life is over, or there is another plan.
+    pub(super) fn is_over(&mut self, which: Which, sql: &Sql) {
+        let kept = self.keeps.of(which).forget();
+        if kept.is_some_and(|kept| !kept.has_answered) {
+            which.keepable(sql).record.add_refusal();
+        }
+    }
+
+    /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
+    pub(super) fn is_refused(
+        &mut self,
+        which: Which,
+        sql: &Sql,
+        error: Error,
+    ) -> Result<(), Error> {
+        let kept = self.keeps.of(which).forget();
+        let state = error.sql_state().map_or("", SqlState::code);
+        if !REFUSALS.iter().any(|class| state.starts_with(class)) {
+            return Err(error);
+        }
+        let is_gone = error.sql_state() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+        if is_gone && kept.is_some_and(|kept| kept.is_remembered) {
+            // they are all gone
+            self.keeps = Keeps::default();
+            self.shelf.is_robbed();
+        } else {
+            which.keepable(sql).record.add_refusal();
+        }
+        Ok(())
     }
 }
 
 /// Back to the pool.
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(identity) = self.identity.filter(|_| !self.client().is_closed()) {
+        if let Some(identity) = self.identity.filter(|_| !self.shared().is_closed()) {
             self.shelf.put(identity, std::mem::take(&mut self.keeps));
         }
     }
@@ -241,15 +391,9 @@ impl Shelf {
         let keeps = &mut self.lock().keeps;
         let at = keeps.iter().position(|(id, _)| *id == identity)?;
         let mut taken = keeps.remove(at).1;
-        let Keeps {
-            feed,
-            lookup,
-            unsearched,
-            life: _,
-        } = &mut taken;
-        for keeping in [feed, lookup, unsearched] {
-            if let Some(kept) = &mut keeping.kept {
-                kept.standing = Standing::Remembered;
+        for which in Which::ALL {
+            if let Some(kept) = &mut taken.of(which).kept {
+                kept.is_remembered = true;
             }
         }
         Some(taken)
@@ -257,10 +401,8 @@ impl Shelf {
 
     fn put(&self, identity: Identity, keeps: Keeps) {
         let mut shelved = self.lock();
-        if shelved
-            .robbed
-            .is_some_and(|since| since.elapsed() < RESPITE)
-        {
+        let is_recent = |since: Instant| since.elapsed() < RESPITE;
+        if shelved.robbed.is_some_and(is_recent) {
             return;
         }
         let is_full = shelved.keeps.len() >= MOST_REMEMBERED;
@@ -271,111 +413,37 @@ impl Shelf {
         drop(oldest);
     }
 
+    /// Somebody makes sessions forget what they keep.
     fn is_robbed(&self) {
-        self.lock().robbed = Some(Instant::now());
+        let mut shelved = self.lock();
+        shelved.robbed = Some(Instant::now());
+        let lost = std::mem::take(&mut shelved.keeps);
+        drop(shelved);
+        drop(lost);
     }
 }
 
 /// What a session has of one statement.
 #[derive(Default)]
-pub(super) struct Keeping {
+struct Keeping {
     /// How many were sent without it.
     plainly: u32,
+    /// For which life.
+    wanted: Option<Life>,
     kept: Option<Kept>,
 }
 
 struct Kept {
     life: Life,
     statement: Statement,
-    standing: Standing,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// It was prepared just now, and has not answered so far.
-    Untried,
-    Tried,
-    /// It was there when the connection was in use before.
-    Remembered,
-}
-
-/// One of what a connection keeps.
-pub(super) type Which = fn(&mut Keeps) -> &mut Keeping;
-
-impl Session {
-    /// A statement, if the session keeps it for this life; prepares it when that is worth it. `which`: what it has of it.
-    pub(super) async fn kept(
-        &mut self,
-        which: Which,
-        keepable: &Keepable,
-        life: &Life,
-        trial: Parameters<'_>,
-    ) -> Option<Statement> {
-        let identity = self.identity?;
-        if keepable.record.are_too_many() {
-            return None;
-        }
-        let keeping = which(&mut self.keeps);
-        match &keeping.kept {
-            Some(kept) if kept.life == *life => return Some(kept.statement.clone()),
-            Some(_) => drop(keeping.forget()),
-            None => {}
-        }
-        keeping.plainly += 1;
-        if keeping.plainly < PLAINLY || !life.is_plain() || !keepable.record.may_prepare() {
-            return None;
-        }
-        keeping.plainly = 0;
-        let client = self.connection.client();
-        let prepared = keepable.prepare(client, identity, life, trial).await;
-        let Ok(Some(statement)) = prepared else {
-            keepable.record.add_refusal();
-            return None;
-        };
-        which(&mut self.keeps).kept = Some(Kept {
-            life: life.clone(),
-            statement: statement.clone(),
-            standing: Standing::Untried,
-        });
-        Some(statement)
-    }
-    /// It has answered.
-    pub(super) fn is_good(&mut self, which: Which) {
-        if let Some(kept) = &mut which(&mut self.keeps).kept {
-            kept.standing = Standing::Tried;
-        }
-    }
-
-    /// It has not answered: the life is over, or there is another plan.
-    pub(super) fn is_over(&mut self, which: Which, keepable: &Keepable) {
-        if which(&mut self.keeps).forget() == Some(Standing::Untried) {
-            keepable.record.add_refusal();
-        }
-    }
-
-    /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
-    pub(super) fn is_refused(
-        &mut self,
-        which: Which,
-        keepable: &Keepable,
-        error: Error,
-    ) -> Result<(), Error> {
-        let standing = which(&mut self.keeps).forget();
-        let state = error.sql_state().map_or("", SqlState::code);
-        if !REFUSALS.iter().any(|class| state.starts_with(class)) {
-            return Err(error);
-        }
-        match standing {
-            Some(Standing::Remembered) => self.shelf.is_robbed(),
-            _ => keepable.record.add_refusal(),
-        }
-        Ok(())
-    }
+    has_answered: bool,
+    /// It was there when the connection was in use before, and has not answered since.
+    is_remembered: bool,
 }
 
 impl Keeping {
-    /// The next statements are plain ones. Returns what is known of the one that was kept.
-    fn forget(&mut self) -> Option<Standing> {
-        std::mem::take(self).kept.map(|kept| kept.standing)
+    /// The next statements are plain ones.
+    fn forget(&mut self) -> Option<Kept> {
+        std::mem::take(self).kept
     }
 }

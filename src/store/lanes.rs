@@ -101,6 +101,19 @@ impl Lanes {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends lookups again, each by itself; before all others, since they came before.
+    fn put_back(&self, questions: Vec<Question>) {
+        let now = Instant::now();
+        let mut queue = self.lock();
+        for question in questions.into_iter().rev() {
+            queue.waiting.push_front(Waiting {
+                question,
+                since: now,
+                alone: true,
+            });
+        }
+    }
+
     pub(super) fn outstanding<T>(&self, review: impl FnOnce(&mut Outstanding) -> T) -> T {
         review(&mut self.lock().outstanding)
     }
@@ -136,6 +149,13 @@ impl Queue {
 
     fn end(&mut self, lane: u64) {
         self.lanes.retain(|busy| busy.lane != lane);
+    }
+
+    fn take_for(&mut self, lane: Option<u64>, now: Instant) -> Vec<Question> {
+        let own = self.lanes.iter_mut();
+        own.filter(|busy| Some(busy.lane) == lane)
+            .for_each(|busy| busy.since = now);
+        self.take(now)
     }
 
     /// The next batch, in the order of arrival.
@@ -276,17 +296,15 @@ impl Lane {
     }
 
     /// What to send next; `None` if the lane is not needed any more: it has ended then.
-    fn next_batch(&mut self) -> Option<Vec<Question>> {
+    fn next_batch(&mut self) -> Option<Batch> {
         let now = Instant::now();
         let mut queue = self.store.lanes.lock();
         queue.forget_given_up(now);
         if !queue.is_served(self.number, now) {
-            let batch = queue.take(now);
-            if !batch.is_empty() {
-                let own = queue.lanes.iter_mut();
-                own.filter(|busy| Some(busy.lane) == self.number)
-                    .for_each(|busy| busy.since = now);
-                return Some(batch);
+            let questions = queue.take_for(self.number, now);
+            if !questions.is_empty() {
+                drop(queue);
+                return Some(Batch::new(questions));
             }
         }
         queue.end(self.number.take()?);
@@ -329,53 +347,57 @@ impl Lane {
             lookup.question.tell(Err(error.clone()));
         }
     }
-
-    /// Sends lookups again, each by itself; before all others, since they came before.
-    fn put_back(&self, questions: Vec<Question>) {
-        let now = Instant::now();
-        let mut queue = self.store.lanes.lock();
-        for question in questions.into_iter().rev() {
-            queue.waiting.push_front(Waiting {
-                question,
-                since: now,
-                alone: true,
-            });
-        }
-    }
 }
 
 async fn run(mut lane: Lane) {
     while let Some(mut session) = lane.connect().await {
-        loop {
-            let Some(questions) = lane.next_batch() else {
-                lane.store.put_by(session);
-                return;
-            };
-            ask(&lane, &mut session, Batch::new(questions)).await;
-            if session.client().is_closed() {
-                break;
-            }
-            if lane.store.source.is_wanted() {
-                drop(session);
+        let end = lane.ask_by(&mut session).await;
+        lane.store.put_by_prepared(session);
+        match end {
+            End::OfWork => return,
+            End::OfSession => {
                 // to whoever was waiting for it
                 yield_now().await;
-                break;
             }
         }
     }
 }
 
+/// Why a lane is done with a session.
+enum End {
+    /// Nobody waits.
+    OfWork,
+    /// It is closed, or somebody else wants it, or there is something to prepare on it.
+    OfSession,
+}
+
+impl Lane {
+    /// One batch after the other.
+    async fn ask_by(&mut self, session: &mut Session) -> End {
+        loop {
+            let Some(batch) = self.next_batch() else {
+                return End::OfWork;
+            };
+            ask(&self.store, session, batch).await;
+            if self.is_done_with(session) {
+                return End::OfSession;
+            }
+        }
+    }
+
+    fn is_done_with(&self, session: &mut Session) -> bool {
+        session.shared().is_closed() || self.store.source.is_wanted() || self.store.has_due(session)
+    }
+}
+
 /// Sends a batch and answers its lookups.
-async fn ask(lane: &Lane, session: &mut Session, mut batch: Batch) {
+async fn ask(store: &Store, session: &mut Session, mut batch: Batch) {
     let asking = batch.asking();
-    let asked = lane
-        .store
-        .ask(session, &asking, &mut |row| batch.add(row))
-        .await;
+    let asked = store.ask(session, &asking, &mut |row| batch.add(row)).await;
     match asked {
         Ok(()) => batch.end(),
         Err(error) if batch.len > 1 && lookup::may_be_about_one(&error) => {
-            lane.put_back(batch.unanswered());
+            store.lanes.put_back(batch.unanswered());
         }
         Err(error) => {
             for question in batch.unanswered() {

@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts};
 use tokio_postgres::{GenericClient, Row, RowStream};
 
-use super::kept::{Keepable, Life, Session, Which};
+use super::kept::{Life, Session, Which};
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -104,7 +104,8 @@ impl Asking {
 pub(super) type Rows<'a> = &'a mut (dyn FnMut(&Row) -> Result<(), Error> + Send);
 
 impl Store {
-    /// As a statement of its own where the default is READ COMMITTED; elsewhere in an explicit transaction.
+    /// As a statement of its own where the default is READ COMMITTED, and perhaps a second one: by what the session keeps, else
+    /// plainly. Elsewhere in an explicit transaction.
     pub(super) async fn ask(
         &self,
         session: &mut Session,
@@ -119,13 +120,7 @@ impl Store {
         }
         let rest = self.ask_unsearched(session, asking, rows).await?;
         let asking = rest.as_ref().unwrap_or(asking);
-        let searching: Which = |keeps| &mut keeps.lookup;
-        let kept = &self.sql.lookup_kept;
-        if asking.keys.is_empty()
-            || self
-                .ask_kept(session, searching, kept, asking, rows)
-                .await?
-        {
+        if asking.keys.is_empty() || self.ask_kept(session, Which::Lookup, asking, rows).await? {
             return Ok(());
         }
         let stream = asking.send(&*session.client(), &self.sql.lookup).await?;
@@ -152,8 +147,6 @@ impl Store {
         if !self.lull.is_on() {
             return Ok(None);
         }
-        let which: Which = |keeps| &mut keeps.unsearched;
-        let kept = &self.sql.lookup_unsearched;
         let mut rest = Vec::new();
         let mut judged = |row: &Row| {
             if row.try_get::<_, Option<bool>>(column::VALID)? == Some(false) {
@@ -163,7 +156,7 @@ impl Store {
             rows(row)
         };
         if !self
-            .ask_kept(session, which, kept, asking, &mut judged)
+            .ask_kept(session, Which::Unsearched, asking, &mut judged)
             .await?
         {
             return Ok(None);
@@ -183,40 +176,43 @@ impl Store {
         &self,
         session: &mut Session,
         which: Which,
-        kept: &Keepable,
         asking: &Asking,
         rows: Rows<'_>,
     ) -> Result<bool, Error> {
-        let Some(life) = session.keeps.life.clone() else {
-            return Ok(false);
-        };
         if self.is_partitioned.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let no_keys: [&[u8]; 0] = [];
-        let trial = &[&&no_keys[..] as &(dyn ToSql + Sync), &false];
-        let Some(statement) = session.kept(which, kept, &life, trial).await else {
+        let Some(life) = session.keeps.life.clone() else {
+            return Ok(false);
+        };
+        let Some(statement) = session.kept(which, &self.sql, &life) else {
             return Ok(false);
         };
         let keys = asking.keys();
         let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &asking.invalid_too];
-        let sent = session.client().query_raw(&statement, parameters).await;
-        let mut has_answered = false;
-        let read = match sent {
+        let mut answered = None;
+        let read = match session.client().query_raw(&statement, parameters).await {
             Ok(stream) => {
-                let mut noted = |row: &Row| {
-                    has_answered = true;
-                    rows(row)
+                let mut of_life = |row: &Row| {
+                    if answered.is_none() {
+                        let [epoch, incarnation, ..] = words(row)?;
+                        answered = Some(life.is(Some(epoch), Some(incarnation)));
+                    }
+                    if answered == Some(true) {
+                        rows(row)?;
+                    }
+                    Ok(())
                 };
-                self.read_to_end(stream, &mut noted).await
+                self.read_to_end(stream, &mut of_life).await
             }
             Err(error) => Err(error.into()),
         };
+        let has_answered = answered == Some(true);
         match read {
             Ok(()) if has_answered => session.is_good(which),
-            Ok(()) => session.is_over(which, kept),
+            Ok(()) => session.is_over(which, &self.sql),
             Err(error) if has_answered => return Err(error),
-            Err(error) => session.is_refused(which, kept, error)?,
+            Err(error) => session.is_refused(which, &self.sql, error)?,
         }
         Ok(has_answered)
     }

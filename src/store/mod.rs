@@ -83,6 +83,8 @@ pub(crate) struct Store {
     idle: Idle,
     shelf: Arc<Shelf>,
     lull: Lull,
+    /// Whether a statement is being prepared that a session is to keep.
+    is_preparing: AtomicBool,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
     /// before the first lookup, and again by each lookup.
     read_committed: AtomicBool,
@@ -104,6 +106,7 @@ impl Store {
             idle: Idle::default(),
             shelf: Arc::default(),
             lull: Lull::default(),
+            is_preparing: AtomicBool::new(false),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),
             is_partitioned: AtomicBool::new(false),

@@ -14,7 +14,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::kept::{Keepable, Record};
-use super::{Store, write_transaction};
+use super::{Snapshot, Store, write_transaction};
 use crate::error::{Error, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -116,9 +116,10 @@ pub(super) struct Sql {
 impl Sql {
     pub(super) fn for_schema(SchemaName(schema): &SchemaName) -> Self {
         let sql = |script: &str| in_schema(script, schema);
-        let kept = |script: &str, types| Keepable {
+        let kept = |script: &str, types, trial| Keepable {
             text: sql(script),
             types,
+            trial,
             plan: sql(include_str!("sql/plan.sql")),
             record: Record::default(),
         };
@@ -138,18 +139,26 @@ impl Sql {
             feed_kept: kept(
                 include_str!("sql/feed_kept.sql"),
                 [Type::PG_SNAPSHOT, Type::INT4],
+                [Box::new(Snapshot::first()), Box::new(0)],
             ),
             lookup_kept: kept(
                 &include_str!("sql/lookup_kept.sql")
                     .replace("/*valid*/", "/*all_seen*/ OR /*usable*/ AND /*unchanged*/")
-                    .replace("/*wanted*/", "e.valid OR e.revalidatable OR $2"),
+                    .replace("/*wanted*/", "e.valid OR e.revalidatable OR $2")
+                    .replace("/*answer*/", "e.head, e.body"),
                 [Type::BYTEA_ARRAY, Type::BOOL],
+                [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
             ),
             lookup_unsearched: kept(
                 &include_str!("sql/lookup_kept.sql")
                     .replace("/*valid*/", "/*all_seen*/")
-                    .replace("/*wanted*/", "true OR $2"),
+                    .replace("/*wanted*/", "true OR $2")
+                    .replace(
+                        "/*answer*/",
+                        "CASE WHEN e.valid THEN e.head END, CASE WHEN e.valid THEN e.body END",
+                    ),
                 [Type::BYTEA_ARRAY, Type::BOOL],
+                [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
             ),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),

@@ -21,6 +21,14 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// That sees nothing.
+    pub(super) const fn first() -> Self {
+        Self {
+            xmax: 1,
+            xip: Vec::new(),
+        }
+    }
+
     fn new(xmax: u64, xip: Vec<u64>) -> Option<Self> {
         let is_one = xip.is_sorted() && xip.last().is_none_or(|&last| last < xmax);
         is_one.then(|| Self { xmax, xip }.capped())

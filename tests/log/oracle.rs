@@ -419,6 +419,7 @@ impl Checker {
         let kept = include_str!("../../src/store/sql/lookup_kept.sql")
             .replace("/*valid*/", "/*all_seen*/ OR /*usable*/ AND /*unchanged*/")
             .replace("/*wanted*/", "true")
+            .replace("/*answer*/", "e.head, e.body")
             .replace(
                 "/*all_seen*/",
                 include_str!("../../src/store/sql/all_seen.sql"),
@@ -429,7 +430,7 @@ impl Checker {
                 include_str!("../../src/store/sql/unchanged.sql"),
             )
             .replace("p.id = '/*epoch*/'", "true")
-            .replace("AND NOT pgcache.planned_with_seqscan()", "")
+            .replace("AND pgcache.is_planned_well()", "")
             .replace("$1", "ARRAY[s.key]");
         let compare = format!(
             "SELECT count(*) FILTER (WHERE kept.key IS DISTINCT FROM s.key OR kept.valid IS DISTINCT FROM (s.usable AND s.unchanged)),
@@ -448,7 +449,7 @@ impl Checker {
         let kept = include_str!("../../src/store/sql/feed_kept.sql");
         let kept = kept
             .replace("'/*epoch*/'", "(SELECT id FROM pgcache.epoch)")
-            .replace("AND NOT pgcache.planned_with_seqscan()", "")
+            .replace("AND pgcache.is_planned_well()", "")
             .replace("$1", "past.snapshot::pg_snapshot")
             .replace("$2", "40000");
         let compare = format!(

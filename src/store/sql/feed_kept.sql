@@ -7,7 +7,8 @@ SELECT pg_current_snapshot()::text, (current_setting('default_transaction_isolat
              AND pg_snapshot_xmin($1) >= pg_snapshot_xmax(e.horizon)
              AND pg_snapshot_xmin($1) >= pg_snapshot_xmax(e.log_floor)
             THEN ''
-            ELSE (pgcache.feed($1, $2))[5] END
+            ELSE (pgcache.feed($1, $2))[5] END,
+       '/*epoch*/'::text, '/*incarnation*/'::text
   FROM pgcache.epoch e
  WHERE e.singleton AND e.relation = e.tableoid AND e.id = '/*epoch*/' AND NOT pg_is_in_recovery()
-   AND NOT pgcache.planned_with_seqscan()
+   AND pgcache.is_planned_well()

@@ -2,7 +2,7 @@
 -- settings and its two searches it costs half as much; but what the settings say about the plan has to be seen to when it is
 -- prepared, and a plan that was made later, without them, brings no row. `(SELECT $1)`: no parameter is compared with an indexed
 -- column, so that nothing is gained by a plan for the values, and Postgres settles on one plan for all.
--- What is valid and what is wanted stands in schema.rs: with a search for changes, and without.
+-- What is valid, what is wanted and what is answered stands in schema.rs: with a search for changes, and without.
 WITH here AS MATERIALIZED (
     SELECT p.id, p.horizon, p.folded, newest.xid AS newest, greatest(p.last_folded, newest.xid) AS last_change, clock.now,
            pg_catalog.concat_ws(' ', '/*epoch*/', '/*incarnation*/', pg_current_snapshot(),
@@ -12,9 +12,9 @@ WITH here AS MATERIALIZED (
      CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid OFFSET 0) newest
      CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) clock
      WHERE p.singleton AND p.relation = p.tableoid AND p.id = '/*epoch*/' AND NOT pg_is_in_recovery()
-       AND NOT pgcache.planned_with_seqscan()
+       AND pgcache.is_planned_well()
 )
-SELECT p.origin, e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
+SELECT p.origin, e.key, e.valid, e.revalidatable, e.vary, e.checksum, /*answer*/, e.probes, e.snapshot,
        e.born_at, e.expires_at, e.cost, e.unpacked
   FROM here p
   LEFT JOIN LATERAL (SELECT e.*, /*valid*/ AS valid

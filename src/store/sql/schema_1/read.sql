@@ -25,12 +25,12 @@ CREATE VIEW pgcache.entry_state AS
             OFFSET 0) p
       JOIN pgcache.entry e ON e.epoch = p.id;
 
--- What enable_seqscan was when the statement was planned that calls this: as a function that is said to be IMMUTABLE, it is
--- called by the planner. So a statement that a session keeps can tell whether its plan was made with what it needs.
-CREATE FUNCTION pgcache.planned_with_seqscan() RETURNS boolean
+-- Whether the statement that calls this was planned where it was prepared (plan.sql): as a function that is said to be IMMUTABLE,
+-- it is called by the planner. So a statement that a session keeps can tell whether its plan is the one that was made for it.
+CREATE FUNCTION pgcache.is_planned_well() RETURNS boolean
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
-AS $$ SELECT current_setting('enable_seqscan') = 'on' $$;
+AS $$ SELECT current_setting('tower.pgcache_plan', true) IS NOT DISTINCT FROM 'made here' $$;
 
 -- Where and when a statement looks: epoch, incarnation, its snapshot, the microseconds since 1970, and whether statements are READ
 -- COMMITTED here. One column, because it is sent with every row.
