@@ -29,10 +29,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
 use super::kept::Session;
-use super::lookup::{self, Asking};
+use super::lookup::{self, Asking, Brought};
 use super::patience::{Outstanding, PATIENCE};
 use super::reply::{Reply, Sender, reply};
-use super::{Deadline, Lookup, Origin, Store, Stored};
+use super::{Deadline, Lookup, Origin, Store};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
@@ -205,7 +205,7 @@ impl Store {
         let enqueued = self.enqueue(waiting, deadline, &reply);
         async move {
             enqueued?;
-            reply.await
+            reply.await?.read()
         }
     }
 
@@ -421,7 +421,7 @@ struct Batch {
 
 struct Open {
     question: Question,
-    stored: Vec<(Key, Stored)>,
+    rows: Vec<(Key, Arc<Row>)>,
     /// How many of its keys have no row so far.
     missing: usize,
 }
@@ -438,7 +438,7 @@ impl Batch {
             let missing = wanted.iter().filter(|(_, i)| *i == index).count();
             Some(Open {
                 missing,
-                stored: Vec::with_capacity(missing),
+                rows: Vec::with_capacity(missing),
                 question,
             })
         });
@@ -462,25 +462,20 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, row: &Row) -> Result<(), Error> {
+    fn add(&mut self, row: Row) -> Result<(), Error> {
         let origin = match self.origin.take() {
             Some(origin) => origin,
-            None => lookup::origin(row)?,
+            None => lookup::origin(&row)?,
         };
-        if let Some((key, only_as_invalid, stored)) = lookup::read(row, origin.at)? {
-            self.give(key, only_as_invalid, stored, &origin);
+        if let Some(key) = lookup::key(&row)? {
+            let only_as_invalid = lookup::is_only_as_invalid(&row)?;
+            self.give(key, only_as_invalid, &Arc::new(row), &origin);
         }
         self.origin = Some(origin);
         Ok(())
     }
 
-    fn give(
-        &mut self,
-        key: Key,
-        only_as_invalid: bool,
-        mut stored: Option<Stored>,
-        origin: &Origin,
-    ) {
+    fn give(&mut self, key: Key, only_as_invalid: bool, row: &Arc<Row>, origin: &Origin) {
         let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
         let readers = self.wanted[first..].partition_point(|(wanted, _)| *wanted == key);
         for at in first..first + readers {
@@ -490,13 +485,7 @@ impl Batch {
             };
             open.missing = open.missing.saturating_sub(1);
             if open.question.invalid_too || !only_as_invalid {
-                let is_last = at + 1 == first + readers;
-                let own = if is_last {
-                    stored.take()
-                } else {
-                    stored.clone()
-                };
-                open.stored.extend(own.map(|stored| (key, stored)));
+                open.rows.push((key, row.clone()));
             }
             if open.missing == 0 {
                 if let Some(open) = self.open[index].take() {
@@ -511,7 +500,7 @@ impl Batch {
         for open in self.open.iter_mut().filter_map(Option::take) {
             match &self.origin {
                 Some(origin) => open.tell(origin.clone()),
-                None => open.question.tell(Ok(Lookup::NoEpoch)),
+                None => open.question.tell(Ok(Brought::NoEpoch)),
             }
         }
     }
@@ -524,8 +513,8 @@ impl Batch {
 
 impl Open {
     fn tell(self, origin: Origin) {
-        let stored = self.stored;
-        self.question.tell(Ok(Lookup::Rows { origin, stored }));
+        let rows = self.rows;
+        self.question.tell(Ok(Brought::Rows { origin, rows }));
     }
 }
 
@@ -535,7 +524,7 @@ impl Question {
     }
 
     /// Nobody listens if the lookup was given up.
-    fn tell(self, result: Result<Lookup, Error>) {
+    fn tell(self, result: Result<Brought, Error>) {
         self.answer.send(result);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -27,6 +28,30 @@ pub(crate) enum Lookup {
     },
     /// The epoch is missing or another database's, or this server is no primary.
     NoEpoch,
+}
+
+/// The same, as it came.
+#[derive(Debug)]
+pub(super) enum Brought {
+    Rows {
+        origin: Origin,
+        rows: Vec<(Key, Arc<Row>)>,
+    },
+    NoEpoch,
+}
+
+impl Brought {
+    /// By whoever asked: the lane that has brought it has others to ask for.
+    pub(super) fn read(self) -> Result<Lookup, Error> {
+        let Self::Rows { origin, rows } = self else {
+            return Ok(Lookup::NoEpoch);
+        };
+        let mut stored = Vec::with_capacity(rows.len());
+        for (key, row) in rows {
+            stored.extend(read(&row, key, origin.at)?.map(|stored| (key, stored)));
+        }
+        Ok(Lookup::Rows { origin, stored })
+    }
 }
 
 /// What stands under a key.
@@ -101,7 +126,7 @@ impl Asking {
 }
 
 /// Gets the rows as they come.
-pub(super) type Rows<'a> = &'a mut (dyn FnMut(&Row) -> Result<(), Error> + Send);
+pub(super) type Rows<'a> = &'a mut (dyn FnMut(Row) -> Result<(), Error> + Send);
 
 impl Store {
     /// As a statement of its own where the default is READ COMMITTED, and perhaps a second one: by what the session keeps, else
@@ -127,7 +152,7 @@ impl Store {
         let mut life = None;
         self.read_to_end(stream, &mut |row| {
             if life.is_none() {
-                life = Some(Life::of(&origin(row)?));
+                life = Some(Life::of(&origin(&row)?));
             }
             rows(row)
         })
@@ -148,9 +173,9 @@ impl Store {
             return Ok(None);
         }
         let mut rest = Vec::new();
-        let mut judged = |row: &Row| {
+        let mut judged = |row: Row| {
             if row.try_get::<_, Option<bool>>(column::VALID)? == Some(false) {
-                rest.extend(key(row)?);
+                rest.extend(key(&row)?);
                 return Ok(());
             }
             rows(row)
@@ -193,9 +218,9 @@ impl Store {
         let mut answered = None;
         let read = match session.client().query_raw(&statement, parameters).await {
             Ok(stream) => {
-                let mut of_life = |row: &Row| {
+                let mut of_life = |row: Row| {
                     if answered.is_none() {
-                        let [epoch, incarnation, ..] = words(row)?;
+                        let [epoch, incarnation, ..] = words(&row)?;
                         answered = Some(life.is(Some(epoch), Some(incarnation)));
                     }
                     if answered == Some(true) {
@@ -227,7 +252,7 @@ impl Store {
                 outcome = self.note_isolation(&row);
             }
             if outcome.is_ok() {
-                outcome = rows(&row);
+                outcome = rows(row);
             }
         }
         outcome
@@ -290,24 +315,25 @@ fn unreadable() -> Error {
     Error::new(ErrorKind::Database, "what a lookup brings cannot be read")
 }
 
-fn key(row: &Row) -> Result<Option<Key>, Error> {
+/// `None`: the row says only that there is nothing.
+pub(super) fn key(row: &Row) -> Result<Option<Key>, Error> {
     let key = row.try_get::<_, Option<&[u8]>>(column::KEY)?;
     Ok(key.and_then(Key::from_bytes))
 }
 
-/// The key of a row, whether only those get it who want invalid entries too, and what stands there, as of `at`, in seconds.
-/// `None`: the row says only that there is nothing.
-pub(super) fn read(row: &Row, at: f64) -> Result<Option<(Key, bool, Option<Stored>)>, Error> {
-    let Some(key) = key(row)? else {
-        return Ok(None);
-    };
-    let valid: bool = row.try_get(column::VALID)?;
-    let only_as_invalid = !valid && !row.try_get::<_, bool>(column::REVALIDATABLE)?;
-    Ok(Some((key, only_as_invalid, stored(row, key, valid, at)?)))
+/// Whether only those get a row who want invalid entries too.
+pub(super) fn is_only_as_invalid(row: &Row) -> Result<bool, Error> {
+    let (valid, revalidatable): (bool, bool) = (
+        row.try_get(column::VALID)?,
+        row.try_get(column::REVALIDATABLE)?,
+    );
+    Ok(!valid && !revalidatable)
 }
 
-/// `None` for an entry that is damaged, and for a marker that a `clear` has made old: both are stored anew.
-fn stored(row: &Row, key: Key, valid: bool, at: f64) -> Result<Option<Stored>, Error> {
+/// What stands under a key, as of `at`, in seconds. `None` for an entry that is damaged, and for a marker that a `clear` has made
+/// old: both are stored anew.
+fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
+    let valid: bool = row.try_get(column::VALID)?;
     if let Some(vary) = row.try_get::<_, Option<Vec<&str>>>(column::VARY)? {
         let fields: Result<_, _> = vary.into_iter().map(HeaderName::try_from).collect();
         return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));

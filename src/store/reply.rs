@@ -8,10 +8,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::Lookup;
+use super::lookup::Brought;
 use crate::error::{Error, ErrorKind};
 
-type Told = Result<Lookup, Error>;
+type Told = Result<Brought, Error>;
 
 #[derive(Debug)]
 enum State {
@@ -147,10 +147,10 @@ mod tests {
         let waiting = tokio::spawn(reply);
         tokio::task::yield_now().await;
         assert!(!sender.is_closed() && expiry.is_open());
-        sender.send(Ok(Lookup::NoEpoch));
+        sender.send(Ok(Brought::NoEpoch));
         expiry.expire(late);
         assert!(!expiry.is_open());
-        assert!(matches!(waiting.await, Ok(Ok(Lookup::NoEpoch))));
+        assert!(matches!(waiting.await, Ok(Ok(Brought::NoEpoch))));
     }
 
     #[tokio::test]
@@ -176,7 +176,7 @@ mod tests {
         let expiry = waiting.expiry();
         drop(waiting);
         assert!(sender.is_closed() && !expiry.is_open());
-        sender.send(Ok(Lookup::NoEpoch));
+        sender.send(Ok(Brought::NoEpoch));
         expiry.expire(late);
     }
 }
