@@ -205,6 +205,10 @@ impl<T> PgCacheBuilder<T> {
     /// How many connections lookups use at most, at the same time. Each carries many lookups in one statement; one
     /// is borrowed from the pool while there is work, and a further one only if the others do not keep up.
     ///
+    /// The cache also works through a pooler that gives sessions away after each transaction, such as PgBouncer; there
+    /// Postgres plans every lookup anew, which takes it about three times as long. (pgAgroal in that mode is not to be used:
+    /// it tells its clients the numbers of server processes that are not theirs.)
+    ///
     /// Defaults to half of the pool's maximal size, but at least 1 and at most 4.
     #[must_use]
     pub fn lookup_connections(mut self, connections: usize) -> Self {

@@ -5,7 +5,9 @@
 //! into it. Here such a message is written, and never sent: it is read.
 //!
 //! Between a client and its server there may be a pooler, which gives the session away after each transaction. Its clients
-//! have numbers of its own making. So where `pg_backend_pid()` is the number that the client was told, there is none.
+//! have numbers of its own making: so where `pg_backend_pid()` is the number that the client was told, there is none. (One is
+//! known that passes on the number of some server process: pgAgroal in its transaction mode. Supavisor counts, and may come
+//! across it. Therefore an answer is looked at, too.)
 
 use std::convert::Infallible;
 use std::fmt;

@@ -32,6 +32,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::identity::Identity;
 use super::schema::Sql;
+use super::shelf::Shelf;
 use super::{Connection, Origin, read_transaction};
 use crate::error::Error;
 
@@ -46,14 +47,11 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many errors that plain statements do not have are put up with, within a [`RESPITE`].
 const MOST_REFUSALS: u32 = 3;
-const RESPITE: Duration = Duration::from_secs(600);
+pub(super) const RESPITE: Duration = Duration::from_secs(600);
 
 /// The classes of errors that say that the statement is gone, or is not what it was: no such statement, another result type,
 /// something that it names, other parameters.
 const REFUSALS: [&str; 5] = ["26", "0A", "42", "22", "08P01"];
-
-/// Of how many connections it is remembered what they keep: those of a large pool.
-const MOST_REMEMBERED: usize = 128;
 
 /// One life of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,6 +208,16 @@ pub(super) enum Which {
 }
 
 impl Keeps {
+    /// The same when the connection is in use again.
+    pub(super) fn remembered(mut self) -> Self {
+        for which in Which::ALL {
+            if let Some(kept) = &mut self.of(which).kept {
+                kept.is_remembered = true;
+            }
+        }
+        self
+    }
+
     fn of(&mut self, which: Which) -> &mut Keeping {
         match which {
             Which::Feed => &mut self.feed,
@@ -367,59 +375,6 @@ impl Drop for Session {
         if let Some(identity) = self.identity.filter(|_| !self.shared().is_closed()) {
             self.shelf.put(identity, std::mem::take(&mut self.keeps));
         }
-    }
-}
-
-/// What those connections keep that are in the pool.
-#[derive(Default)]
-pub(super) struct Shelf(Mutex<Shelved>);
-
-#[derive(Default)]
-struct Shelved {
-    /// Of the one last that came back last.
-    keeps: Vec<(Identity, Keeps)>,
-    /// When a statement was gone that was here.
-    robbed: Option<Instant>,
-}
-
-impl Shelf {
-    fn lock(&self) -> MutexGuard<'_, Shelved> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, identity: Identity) -> Option<Keeps> {
-        let keeps = &mut self.lock().keeps;
-        let at = keeps.iter().position(|(id, _)| *id == identity)?;
-        let mut taken = keeps.remove(at).1;
-        for which in Which::ALL {
-            if let Some(kept) = &mut taken.of(which).kept {
-                kept.is_remembered = true;
-            }
-        }
-        Some(taken)
-    }
-
-    fn put(&self, identity: Identity, keeps: Keeps) {
-        let mut shelved = self.lock();
-        let is_recent = |since: Instant| since.elapsed() < RESPITE;
-        if shelved.robbed.is_some_and(is_recent) {
-            return;
-        }
-        let is_full = shelved.keeps.len() >= MOST_REMEMBERED;
-        let oldest = is_full.then(|| shelved.keeps.remove(0));
-        shelved.keeps.push((identity, keeps));
-        drop(shelved);
-        // its session is told that it is not needed any more
-        drop(oldest);
-    }
-
-    /// Somebody makes sessions forget what they keep.
-    fn is_robbed(&self) {
-        let mut shelved = self.lock();
-        shelved.robbed = Some(Instant::now());
-        let lost = std::mem::take(&mut shelved.keeps);
-        drop(shelved);
-        drop(lost);
     }
 }
 

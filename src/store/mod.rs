@@ -24,6 +24,7 @@ mod patience;
 mod replica;
 mod reply;
 mod schema;
+mod shelf;
 mod snapshot;
 mod timer;
 mod write;
@@ -54,10 +55,10 @@ pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use idle::Idle;
-use kept::Shelf;
 use lanes::Lanes;
 use lookup::Lull;
 use schema::Sql;
+use shelf::Shelf;
 
 /// What the engine asks; in tests of interleavings a model is put in its place.
 #[cfg(not(all(test, shuttle)))]
