@@ -1,6 +1,7 @@
 //! What the client gets of an answer whose body is there: all of it, its head, a part of it, or the news that
 //! it has it already.
 
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,21 +48,15 @@ impl From<&Entry> for Outcome {
 
 /// Without a copy, if nobody else has it.
 impl From<Entry> for Outcome {
-    fn from(entry: Entry) -> Self {
-        let age = Some(entry.condition.age);
-        match Arc::try_unwrap(entry.answer) {
-            Ok(answer) => Self {
-                status: answer.status,
-                headers: answer.headers,
-                body: answer.body,
-                age,
+    fn from(mut entry: Entry) -> Self {
+        match Arc::get_mut(&mut entry.answer) {
+            Some(own) => Self {
+                status: own.status,
+                headers: take(&mut own.headers),
+                body: take(&mut own.body),
+                age: Some(entry.condition.age),
             },
-            Err(shared) => Self {
-                status: shared.status,
-                headers: shared.headers.clone(),
-                body: shared.body.clone(),
-                age,
-            },
+            None => (&entry).into(),
         }
     }
 }

@@ -159,14 +159,18 @@ impl Store {
                 return Ok(None);
             }
         };
-        let of_life = |row: &&Row| {
+        let is_of_life = |row: &Row| {
             let (epoch, incarnation) = (row.try_get(3), row.try_get(4));
             life.is(epoch.ok(), incarnation.ok())
         };
-        let Some(row) = rows.first().filter(of_life) else {
-            session.is_over(which, sql);
+        let Some(row) = rows.first() else {
+            session.is_over(which);
             return Ok(None);
         };
+        if !is_of_life(row) {
+            session.is_strange(which, sql);
+            return Ok(None);
+        }
         session.is_good(which);
         let (Some(snapshot), Some(read_committed)) = (row.try_get(0)?, row.try_get(1)?) else {
             return Err(unreadable());

@@ -39,14 +39,20 @@ impl Idle {
 
     /// One that keeps something, if there is one; of several the one that was used last.
     pub(super) fn take(&self) -> Option<Session> {
-        let sessions = &mut self.lock().sessions;
-        sessions.retain(|(session, _)| !session.shared().is_closed());
-        // one that was just prepared would else stay behind one that is in use all the time
-        let keeps = sessions
-            .iter()
-            .rposition(|(session, _)| session.keeps_something());
-        let at = keeps.or(sessions.len().checked_sub(1))?;
-        Some(sessions.remove(at).0)
+        loop {
+            let mut waiting = self.lock();
+            let sessions = &mut waiting.sessions;
+            // one that was just prepared would else stay behind one that is in use all the time
+            let keeps = sessions
+                .iter()
+                .rposition(|(session, _)| session.keeps_something());
+            let at = keeps.or(sessions.len().checked_sub(1))?;
+            let (session, _) = sessions.remove(at);
+            drop(waiting);
+            if !session.shared().is_closed() {
+                return Some(session);
+            }
+        }
     }
 }
 
@@ -67,7 +73,7 @@ impl Store {
         !self.is_preparing.load(Ordering::Relaxed) && session.has_due(&self.sql)
     }
 
-    /// The same, when it is prepared what the session is to keep. Nobody waits for that.
+    /// As [`put_by`](Self::put_by), once what the session is to keep is prepared.
     pub(super) fn put_by_prepared(self: &Arc<Self>, mut session: Session) {
         let is_of_use = !session.shared().is_closed() && !self.source.is_wanted();
         if !is_of_use
@@ -78,8 +84,11 @@ impl Store {
         }
         let preparing = Preparing(self.clone());
         tokio::spawn(async move {
-            session.prepare_due(&preparing.0.sql).await;
-            preparing.0.put_by(session);
+            let store = &preparing.0;
+            while !store.source.is_wanted() && session.has_due(&store.sql) {
+                session.prepare_due(&store.sql).await;
+            }
+            store.put_by(session);
         });
     }
 

@@ -13,11 +13,11 @@
 //! 4. Its plan is made with settings that hold while it is prepared only (`sql/plan.sql`). When Postgres makes another one, since
 //!    a table was analyzed or the search path is another, it says so by not answering at all, and is prepared anew.
 //! 5. To prepare one costs as much as a hundred lookups, and some round trips. So the first [`PLAINLY`] statements of a
-//!    connection are sent as they are, an instance prepares each once in an [`INTERVAL`] at most, and nobody waits for that.
-//!    What a connection keeps is remembered while it is in the pool.
+//!    connection are sent as they are, an instance prepares each once in an [`INTERVAL`] at most, and nobody waits for that
+//!    where the pool has another connection. What a connection keeps is remembered while it is in the pool.
 //! 6. Where a statement is gone, somebody makes sessions forget what they keep (`DISCARD ALL`): that would happen again and
 //!    again, with an error in the server's log each time. So if it happened in the pool, what connections keep is not
-//!    remembered any more for a [`RESPITE`]; and after [`MOST_REFUSALS`] of whatever other kind nothing is kept for as long.
+//!    remembered any more for a [`RESPITE`]; and after [`MOST_REFUSALS`] of whatever other kind that statement is not kept for as long.
 //! 7. It is parsed with the session's search path, and prepared only where `pg_catalog` comes first in it. What takes any type
 //!    is named in full in its text: what takes just the right ones would be preferred, wherever it is.
 
@@ -127,7 +127,9 @@ impl Keepable {
         let trials = (0..=PLANS_FOR_PARAMETERS).map(|_| transaction.query(&statement, &trial));
         try_join_all(trials).await?;
         transaction.commit().await?;
-        Ok(Some(statement))
+        // as it is asked from now on: by the plan that was made, or it never will be
+        let answer = client.query(&statement, &trial).await?;
+        Ok((!answer.is_empty()).then_some(statement))
     }
 }
 
@@ -283,7 +285,7 @@ impl Session {
             Some(_) => *keeping = Keeping::default(),
             None => {}
         }
-        keeping.plainly += 1;
+        keeping.plainly = keeping.plainly.saturating_add(1);
         if keeping.wanted.as_ref() != Some(life) {
             keeping.wanted = Some(life.clone());
         }
@@ -293,8 +295,12 @@ impl Session {
     /// What is to be prepared when nobody waits for the session.
     fn due<'a>(&mut self, sql: &'a Sql) -> Option<(Which, &'a Keepable, Life)> {
         Which::ALL.into_iter().find_map(|which| {
+            let present = self.keeps.life.clone();
             let keeping = self.keeps.of(which);
             let life = keeping.wanted.as_ref().filter(|life| life.is_plain())?;
+            if which != Which::Feed && present.as_ref() != Some(life) {
+                return None;
+            }
             let keepable = which.keepable(sql);
             let is_due = keeping.plainly >= PLAINLY && keepable.record.may_prepare();
             is_due.then(|| (which, keepable, life.clone()))
@@ -320,7 +326,6 @@ impl Session {
                 self.keeps.of(which).kept = Some(Kept {
                     life,
                     statement,
-                    has_answered: false,
                     is_remembered: false,
                 });
             }
@@ -333,16 +338,19 @@ impl Session {
     /// It has answered.
     pub(super) fn is_good(&mut self, which: Which) {
         if let Some(kept) = &mut self.keeps.of(which).kept {
-            (kept.has_answered, kept.is_remembered) = (true, false);
+            kept.is_remembered = false;
         }
     }
 
     /// It has not answered: the life is over, or there is another plan.
-    pub(super) fn is_over(&mut self, which: Which, sql: &Sql) {
-        let kept = self.keeps.of(which).forget();
-        if kept.is_some_and(|kept| !kept.has_answered) {
-            which.keepable(sql).record.add_refusal();
-        }
+    pub(super) fn is_over(&mut self, which: Which) {
+        self.keeps.of(which).forget();
+    }
+
+    /// It has answered for another life: it was another program's.
+    pub(super) fn is_strange(&mut self, which: Which, sql: &Sql) {
+        self.keeps.of(which).forget();
+        which.keepable(sql).record.add_refusal();
     }
 
     /// It ended in this error before it answered. Returns it if a plain statement would end in it too.
@@ -391,7 +399,6 @@ struct Keeping {
 struct Kept {
     life: Life,
     statement: Statement,
-    has_answered: bool,
     /// It was there when the connection was in use before, and has not answered since.
     is_remembered: bool,
 }

@@ -1,7 +1,7 @@
 //! Lookups, many to a statement.
 //!
 //! 1. A lookup is answered by a statement that was sent after the lookup was made, never by one that is under
-//!    way already: what it is told holds as of a snapshot that was taken after its request arrived. So a lookup
+//!    way already (or by two, the second for what the first could not judge): what it is told holds as of a snapshot that was taken after its request arrived. So a lookup
 //!    enters the queue, a batch is what leaves it at one moment, and keys are compared within a batch only.
 //! 2. A lookup that meets an idle cache is sent at once. What comes while a batch is under way is collected: one
 //!    batch at a time is the least work (with two, each has half as many lookups and costs as much).
@@ -9,7 +9,7 @@
 //!    one starts only where the others do not do: each has been busy for longer than [`PATIENCE`], a lookup has
 //!    waited for longer than that, or a full batch waits. It ends when that is over.
 //! 4. A lane borrows its connection while there is work, and gives it back in between if somebody else waits for
-//!    one: a handler may need the only one. It never gives it back while a statement is under way, however long
+//!    one (a handler may need the only one), and when there is something to prepare on it. It never gives it back while a statement is under way, however long
 //!    that takes.
 //! 5. A lookup waits until its own [deadline](super::patience) and is given up by dropping it. One that was given up before it was
 //!    sent costs nothing any more.
@@ -29,7 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
 use super::kept::Session;
-use super::lookup::{self, Asking, Brought};
+use super::lookup::{self, Asking, Brought, Fetched};
 use super::patience::{Outstanding, PATIENCE};
 use super::reply::{Reply, Sender, reply};
 use super::{Deadline, Lookup, Origin, Store};
@@ -415,13 +415,13 @@ struct Batch {
     open: Vec<Option<Open>>,
     /// Which lookups each key belongs to, in order.
     wanted: Vec<(Key, usize)>,
-    /// Of the statement.
+    /// Of the first statement.
     origin: Option<Origin>,
 }
 
 struct Open {
     question: Question,
-    rows: Vec<(Key, Arc<Row>)>,
+    rows: Vec<(Key, Arc<Fetched>)>,
     /// How many of its keys have no row so far.
     missing: usize,
 }
@@ -469,13 +469,14 @@ impl Batch {
         };
         if let Some(key) = lookup::key(&row)? {
             let only_as_invalid = lookup::is_only_as_invalid(&row)?;
-            self.give(key, only_as_invalid, &Arc::new(row), &origin);
+            self.give(key, only_as_invalid, Fetched::new(row), &origin);
         }
         self.origin = Some(origin);
         Ok(())
     }
 
-    fn give(&mut self, key: Key, only_as_invalid: bool, row: &Arc<Row>, origin: &Origin) {
+    fn give(&mut self, key: Key, only_as_invalid: bool, row: Arc<Fetched>, origin: &Origin) {
+        let mut row = Some(row);
         let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
         let readers = self.wanted[first..].partition_point(|(wanted, _)| *wanted == key);
         for at in first..first + readers {
@@ -485,7 +486,9 @@ impl Batch {
             };
             open.missing = open.missing.saturating_sub(1);
             if open.question.invalid_too || !only_as_invalid {
-                open.rows.push((key, row.clone()));
+                let is_last = at + 1 == first + readers;
+                let own = if is_last { row.take() } else { row.clone() };
+                open.rows.extend(own.map(|row| (key, row)));
             }
             if open.missing == 0 {
                 if let Some(open) = self.open[index].take() {

@@ -1,9 +1,9 @@
-//! The statement that asks for entries, and what it answers.
+//! The statements that ask for entries, and what they answer.
 
 use std::error::Error as StdError;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -35,7 +35,7 @@ pub(crate) enum Lookup {
 pub(super) enum Brought {
     Rows {
         origin: Origin,
-        rows: Vec<(Key, Arc<Row>)>,
+        rows: Vec<(Key, Arc<Fetched>)>,
     },
     NoEpoch,
 }
@@ -48,9 +48,35 @@ impl Brought {
         };
         let mut stored = Vec::with_capacity(rows.len());
         for (key, row) in rows {
-            stored.extend(read(&row, key, origin.at)?.map(|stored| (key, stored)));
+            stored.extend(row.read(key, origin.at)?.map(|stored| (key, stored)));
         }
         Ok(Lookup::Rows { origin, stored })
+    }
+}
+
+/// A row, and what stands in it once the first of those who asked has read it.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    row: Row,
+    stored: OnceLock<Result<Option<Stored>, Error>>,
+}
+
+impl Fetched {
+    pub(super) fn new(row: Row) -> Arc<Self> {
+        Arc::new(Self {
+            row,
+            stored: OnceLock::new(),
+        })
+    }
+
+    fn read(self: Arc<Self>, key: Key, at: f64) -> Result<Option<Stored>, Error> {
+        match Arc::try_unwrap(self) {
+            Ok(Self { row, stored }) => stored.into_inner().unwrap_or_else(|| read(&row, key, at)),
+            Err(shared) => {
+                let stored = || read(&shared.row, key, at);
+                shared.stored.get_or_init(stored).clone()
+            }
+        }
     }
 }
 
@@ -140,7 +166,7 @@ impl Store {
         if !self.is_read_committed() {
             let transaction = read_transaction(session.client()).await?;
             let stream = asking.send(&transaction, &self.sql.lookup).await?;
-            self.read_to_end(stream, rows).await?;
+            self.read_plain(stream, rows).await?;
             return Ok(transaction.commit().await?);
         }
         let rest = self.ask_unsearched(session, asking, rows).await?;
@@ -149,16 +175,26 @@ impl Store {
             return Ok(());
         }
         let stream = asking.send(&*session.client(), &self.sql.lookup).await?;
+        session.keeps.life = self.read_plain(stream, rows).await?;
+        Ok(())
+    }
+
+    /// What a plain statement answers. Returns in which life.
+    async fn read_plain(&self, stream: RowStream, rows: Rows<'_>) -> Result<Option<Life>, Error> {
         let mut life = None;
-        self.read_to_end(stream, &mut |row| {
+        read_to_end(stream, &mut |row| {
             if life.is_none() {
-                life = Some(Life::of(&origin(&row)?));
+                self.note_isolation(&row)?;
+                let [epoch, incarnation, ..] = words(&row)?;
+                life = Some(Life {
+                    epoch: epoch.into(),
+                    incarnation: incarnation.into(),
+                });
             }
             rows(row)
         })
         .await?;
-        session.keeps.life = life;
-        Ok(())
+        Ok(life)
     }
 
     /// By a statement that the session keeps, and that searches for no changes: what was stored before the last one, of anything,
@@ -169,7 +205,7 @@ impl Store {
         asking: &Asking,
         rows: Rows<'_>,
     ) -> Result<Option<Asking>, Error> {
-        if !self.lull.is_on() {
+        if self.lull.has_ended() {
             return Ok(None);
         }
         let mut rest = Vec::new();
@@ -187,7 +223,7 @@ impl Store {
             return Ok(None);
         }
         if !rest.is_empty() {
-            self.lull.is_over();
+            self.lull.end();
         }
         Ok(Some(Asking {
             keys: rest,
@@ -220,42 +256,32 @@ impl Store {
             Ok(stream) => {
                 let mut of_life = |row: Row| {
                     if answered.is_none() {
-                        let [epoch, incarnation, ..] = words(&row)?;
-                        answered = Some(life.is(Some(epoch), Some(incarnation)));
+                        let is_it = |[epoch, incarnation, ..]: [&str; 5]| {
+                            life.is(Some(epoch), Some(incarnation))
+                        };
+                        answered = Some(words(&row).is_ok_and(is_it));
+                        if answered == Some(true) {
+                            self.note_isolation(&row)?;
+                        }
                     }
                     if answered == Some(true) {
                         rows(row)?;
                     }
                     Ok(())
                 };
-                self.read_to_end(stream, &mut of_life).await
+                read_to_end(stream, &mut of_life).await
             }
             Err(error) => Err(error.into()),
         };
         let has_answered = answered == Some(true);
         match read {
             Ok(()) if has_answered => session.is_good(which),
-            Ok(()) => session.is_over(which, &self.sql),
+            Ok(()) if answered.is_none() => session.is_over(which),
+            Ok(()) => session.is_strange(which, &self.sql),
             Err(error) if has_answered => return Err(error),
             Err(error) => session.is_refused(which, &self.sql, error)?,
         }
         Ok(has_answered)
-    }
-
-    /// To the end even if something is wrong with a row: the connection is for others after this.
-    async fn read_to_end(&self, stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
-        let mut stream = pin!(stream);
-        let mut outcome = Ok(());
-        let mut is_first = true;
-        while let Some(row) = stream.try_next().await? {
-            if std::mem::take(&mut is_first) {
-                outcome = self.note_isolation(&row);
-            }
-            if outcome.is_ok() {
-                outcome = rows(row);
-            }
-        }
-        outcome
     }
 
     fn note_isolation(&self, row: &Row) -> Result<(), Error> {
@@ -265,23 +291,36 @@ impl Store {
     }
 }
 
-/// Whether nothing has changed for a while, as far as statements tell that do not search for changes.
+/// To the end even if something is wrong with a row: the connection is for others after this.
+async fn read_to_end(stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
+    let mut stream = pin!(stream);
+    let mut outcome = Ok(());
+    while let Some(row) = stream.try_next().await? {
+        if outcome.is_ok() {
+            outcome = rows(row);
+        }
+    }
+    outcome
+}
+
+/// A time in which what is asked for was stored after the last change of anything, as far as statements tell that do not search
+/// for changes.
 #[derive(Debug, Default)]
 pub(super) struct Lull(AtomicU32);
 
 impl Lull {
     /// After how many statements one that does not search is tried again.
-    const OVER: u32 = 16;
+    const PAUSE: u32 = 16;
 
     /// To be asked once for each statement.
-    fn is_on(&self) -> bool {
+    fn has_ended(&self) -> bool {
         let passed = |left: u32| left.checked_sub(1);
         let (set, fetched) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.0.fetch_update(set, fetched, passed).is_err()
+        self.0.fetch_update(set, fetched, passed).is_ok()
     }
 
-    fn is_over(&self) {
-        self.0.store(Self::OVER, Ordering::Relaxed);
+    fn end(&self) {
+        self.0.store(Self::PAUSE, Ordering::Relaxed);
     }
 }
 

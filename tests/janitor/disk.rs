@@ -124,7 +124,12 @@ async fn rewriting_leaves_twice_of_what_there_is_at_most() {
         instance.cache.invalidate([crate::ITEM]).await.unwrap();
     }
     let (live, size) = (bytes(&sql).await, size(&sql).await);
-    assert!(size <= 2 * live, "{size} bytes on the disk for {live}");
+    // a table grows by several pages at a time when several sessions wait for one: here, a hundredth of it
+    let pages = 8 * 8192;
+    assert!(
+        size <= 2 * live + pages,
+        "{size} bytes on the disk for {live}"
+    );
 }
 
 #[tokio::test]

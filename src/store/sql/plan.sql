@@ -8,7 +8,7 @@ SELECT pg_catalog.pg_backend_pid(),
        AND EXISTS (SELECT FROM pgcache.current c
                     WHERE c.epoch OPERATOR(pg_catalog.=) '/*epoch*/' AND c.incarnation OPERATOR(pg_catalog.=) '/*incarnation*/')
   FROM (SELECT pg_catalog.set_config('tower.pgcache_plan', 'made here', true),
-               -- whatever holds it up, a connection is not to be had for anything else as long
+               -- what holds up the next statements takes a connection from everybody else
                pg_catalog.set_config('lock_timeout', '100ms', true), pg_catalog.set_config('statement_timeout', '1s', true),
                pg_catalog.set_config('enable_seqscan', 'off', true), pg_catalog.set_config('jit', 'off', true),
                pg_catalog.set_config('plan_cache_mode', 'auto', true), pg_catalog.set_config('enable_nestloop', 'on', true),
