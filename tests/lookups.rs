@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
+use bb8::Pool;
+use bb8_postgres::PostgresConnectionManager;
 use test_support::Database;
 use test_support::http::{Answer, get as fetch};
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::timeout;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, NoTls};
 use tower_pgcache::{Domain, PgCache, domain};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -267,17 +269,22 @@ async fn those_who_gave_up_are_not_asked_for() {
     assert_eq!(stage.asked().await, (1, 1));
 }
 
-/// A pool of one connection, which the cache would never give back if it waited for the end of its work.
-#[tokio::test]
-async fn handlers_get_the_only_connection_between_lookups() {
-    let database = test_support::database().await;
-    let pool = database.pool(1);
+async fn with_one_connection() -> (Pool<PostgresConnectionManager<NoTls>>, PgCache) {
+    let pool = test_support::database().await.pool(1);
     let cache = PgCache::builder(pool.clone())
         .lookup_deadline(HANG)
         .memory(0)
         .lease_wait(Duration::ZERO)
+        .cleanup_interval(Duration::ZERO)
         .build()
         .unwrap();
+    (pool, cache)
+}
+
+/// A pool of one connection, which the cache would never give back if it waited for the end of its work.
+#[tokio::test]
+async fn handlers_get_the_only_connection_between_lookups() {
+    let (pool, cache) = with_one_connection().await;
     let handler = move || {
         let pool = pool.clone();
         async move {
@@ -316,15 +323,7 @@ async fn handlers_get_the_only_connection_between_lookups() {
 /// Whoever waits for the only connection, or did until it was given up, does not keep the lookups from it.
 #[tokio::test]
 async fn lookups_get_their_turn_where_somebody_always_wants_the_only_connection() {
-    let database = test_support::database().await;
-    let pool = database.pool(1);
-    let cache = PgCache::builder(pool.clone())
-        .lookup_deadline(HANG)
-        .memory(0)
-        .lease_wait(Duration::ZERO)
-        .cleanup_interval(Duration::ZERO)
-        .build()
-        .unwrap();
+    let (pool, cache) = with_one_connection().await;
     let app = app(&cache);
     fetch(&app, "/hot").await;
     cache.settled().await;

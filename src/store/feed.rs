@@ -33,7 +33,7 @@ impl Position {
 
     /// Whether that is the same life of the same database.
     pub(crate) fn is_of(&self, origin: &Origin) -> bool {
-        self.life.epoch == origin.epoch && self.life.incarnation == origin.incarnation
+        self.life.is(Some(&origin.epoch), Some(&origin.incarnation))
     }
 
     pub(crate) fn is_of_the_life_of(&self, other: &Self) -> bool {

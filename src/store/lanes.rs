@@ -396,7 +396,7 @@ async fn ask(store: &Store, session: &mut Session, mut batch: Batch) {
     let asked = store.ask(session, &asking, &mut |row| batch.add(row)).await;
     match asked {
         Ok(()) => batch.end(),
-        Err(error) if batch.len > 1 && lookup::may_be_about_one(&error) => {
+        Err(error) if batch.open.len() > 1 && lookup::may_be_about_one(&error) => {
             store.lanes.put_back(batch.unanswered());
         }
         Err(error) => {
@@ -409,9 +409,7 @@ async fn ask(store: &Store, session: &mut Session, mut batch: Batch) {
 
 /// Lookups that are under way together.
 struct Batch {
-    /// How many lookups it was sent for.
-    len: usize,
-    /// `None` where the answer was given.
+    /// The lookups that it was sent for; `None` where the answer was given.
     open: Vec<Option<Open>>,
     /// Which lookups each key belongs to, in order.
     wanted: Vec<(Key, usize)>,
@@ -444,7 +442,6 @@ impl Batch {
         });
         let open: Vec<_> = open.collect();
         Self {
-            len: open.len(),
             open,
             wanted,
             origin: None,
