@@ -85,9 +85,7 @@ impl Store {
         let preparing = Preparing(self.clone());
         tokio::spawn(async move {
             let store = &preparing.0;
-            while !store.source.is_wanted() && session.has_due(&store.sql) {
-                session.prepare_due(&store.sql).await;
-            }
+            while !store.source.is_wanted() && session.prepare_due(&store.sql).await {}
             store.put_by(session);
         });
     }

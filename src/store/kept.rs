@@ -295,15 +295,17 @@ impl Session {
     /// What is to be prepared when nobody waits for the session.
     fn due<'a>(&mut self, sql: &'a Sql) -> Option<(Which, &'a Keepable, Life)> {
         Which::ALL.into_iter().find_map(|which| {
-            let present = self.keeps.life.clone();
             let keeping = self.keeps.of(which);
-            let life = keeping.wanted.as_ref().filter(|life| life.is_plain())?;
-            if which != Which::Feed && present.as_ref() != Some(life) {
+            if keeping.plainly < PLAINLY {
+                return None;
+            }
+            let life = keeping.wanted.clone().filter(Life::is_plain)?;
+            if which != Which::Feed && self.keeps.life.as_ref() != Some(&life) {
                 return None;
             }
             let keepable = which.keepable(sql);
-            let is_due = keeping.plainly >= PLAINLY && keepable.record.may_prepare();
-            is_due.then(|| (which, keepable, life.clone()))
+            let may_prepare = keepable.record.may_prepare();
+            may_prepare.then_some((which, keepable, life))
         })
     }
 
@@ -311,12 +313,10 @@ impl Session {
         self.due(sql).is_some()
     }
 
-    pub(super) async fn prepare_due(&mut self, sql: &Sql) {
-        let Some((which, keepable, life)) = self.due(sql) else {
-            return;
-        };
-        let Some(identity) = self.identity else {
-            return;
+    /// Returns whether there was something to prepare.
+    pub(super) async fn prepare_due(&mut self, sql: &Sql) -> bool {
+        let (Some((which, keepable, life)), Some(identity)) = (self.due(sql), self.identity) else {
+            return false;
         };
         keepable.record.is_being_prepared();
         *self.keeps.of(which) = Keeping::default();
@@ -333,6 +333,7 @@ impl Session {
             Err(error) if error.sql_state().is_none() => {}
             Ok(None) | Err(_) => keepable.record.add_refusal(),
         }
+        true
     }
 
     /// It has answered.

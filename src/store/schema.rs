@@ -123,6 +123,17 @@ impl Sql {
             plan: sql(include_str!("sql/plan.sql")),
             record: Record::default(),
         };
+        let lookup = |valid, wanted, answer| {
+            let script = include_str!("sql/lookup_kept.sql")
+                .replace("/*valid*/", valid)
+                .replace("/*wanted*/", wanted)
+                .replace("/*answer*/", answer);
+            kept(
+                &script,
+                [Type::BYTEA_ARRAY, Type::BOOL],
+                [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
+            )
+        };
         Self {
             schema: schema.clone(),
             lookup: sql("SELECT * FROM pgcache.lookup($1, $2)"),
@@ -141,24 +152,15 @@ impl Sql {
                 [Type::PG_SNAPSHOT, Type::INT4],
                 [Box::new(Snapshot::first()), Box::new(0)],
             ),
-            lookup_kept: kept(
-                &include_str!("sql/lookup_kept.sql")
-                    .replace("/*valid*/", "/*all_seen*/ OR /*usable*/ AND /*unchanged*/")
-                    .replace("/*wanted*/", "e.valid OR e.revalidatable OR $2")
-                    .replace("/*answer*/", "e.head, e.body"),
-                [Type::BYTEA_ARRAY, Type::BOOL],
-                [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
+            lookup_kept: lookup(
+                "/*all_seen*/ OR /*usable*/ AND /*unchanged*/",
+                "e.valid OR e.revalidatable OR $2",
+                "e.head, e.body",
             ),
-            lookup_unsearched: kept(
-                &include_str!("sql/lookup_kept.sql")
-                    .replace("/*valid*/", "/*all_seen*/")
-                    .replace("/*wanted*/", "true OR $2")
-                    .replace(
-                        "/*answer*/",
-                        "CASE WHEN e.valid THEN e.head END, CASE WHEN e.valid THEN e.body END",
-                    ),
-                [Type::BYTEA_ARRAY, Type::BOOL],
-                [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
+            lookup_unsearched: lookup(
+                "/*all_seen*/",
+                "true OR $2",
+                "CASE WHEN e.valid THEN e.head END, CASE WHEN e.valid THEN e.body END",
             ),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
