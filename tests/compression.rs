@@ -15,6 +15,7 @@ use bytes::Bytes;
 use test_support::Database;
 use test_support::http::{Answer, send};
 use test_support::random::Random;
+use test_support::seal;
 use tokio_postgres::Client;
 use tower_pgcache::{Domain, PgCache, PgCacheBuilder, Policy, domain, test};
 
@@ -425,29 +426,6 @@ async fn a_damaged_row_is_a_miss_and_is_replaced() {
         let again = instance.get(&path).await;
         assert_eq!((again.is_hit(), again.text()), (true, "new"), "{damage}");
     }
-}
-
-/// Gives a row the checksum that the store would compute.
-async fn seal(sql: &Client, path: &str) {
-    let query = "SELECT key, snapshot::text, probes, head, body, unpacked FROM pgcache.entry WHERE path = $1";
-    let row = sql.query_one(query, &[&path]).await.unwrap();
-    let mut hash = blake3::Hasher::new();
-    let mut part = |part: &[u8]| {
-        hash.update(&(part.len() as u64).to_le_bytes()).update(part);
-    };
-    part(row.get(0));
-    part(row.get::<_, &str>(1).as_bytes());
-    let probes: Vec<i64> = row.get(2);
-    let probes: Vec<u8> = probes.into_iter().flat_map(i64::to_le_bytes).collect();
-    part(&probes);
-    part(row.get(3));
-    part(row.get(4));
-    if let Some(length) = row.get::<_, Option<i32>>(5) {
-        hash.update(&length.to_le_bytes());
-    }
-    let checksum = hash.finalize().as_bytes()[..16].to_vec();
-    let set = "UPDATE pgcache.entry SET checksum = $2 WHERE path = $1";
-    sql.execute(set, &[&path, &checksum]).await.unwrap();
 }
 
 #[tokio::test]

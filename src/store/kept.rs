@@ -43,7 +43,7 @@ const PLAINLY: u32 = 8;
 const PLANS_FOR_PARAMETERS: usize = 5;
 
 /// How long an instance waits before it prepares the same statement again, in whatever session.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How many errors that plain statements do not have are put up with, within a [`RESPITE`].
 const MOST_REFUSALS: u32 = 3;

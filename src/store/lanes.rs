@@ -3,11 +3,12 @@
 //! 1. A lookup is answered by a statement that was sent after the lookup was made, never by one that is under
 //!    way already (or by two, the second for what the first could not judge): what it is told holds as of a snapshot that was taken after its request arrived. So a lookup
 //!    enters the queue, a batch is what leaves it at one moment, and keys are compared within a batch only.
-//! 2. A lookup that meets an idle cache is sent at once. What comes while a batch is under way is collected: one
-//!    batch at a time is the least work (with two, each has half as many lookups and costs as much).
+//! 2. A lookup that meets an idle cache is sent at once. What comes while a batch is under way is collected, since a statement
+//!    for many costs little more than one for a few.
 //! 3. Batches are carried by *lanes*. A lane is a task with a connection, and lasts while it has work. A further
 //!    one starts only where the others do not do: each has been busy for longer than [`PATIENCE`], a lookup has
-//!    waited for longer than that, or a full batch waits. It ends when that is over.
+//!    waited for longer than that, or [as many](WORTHWHILE) wait as are under way: then it is no less work to let them wait, and
+//!    the database and the service need not wait for each other in turn. It ends when that is over.
 //! 4. A lane borrows its connection while there is work, and gives it back in between if somebody else waits for
 //!    one (a handler may need the only one), and when there is something to prepare on it. It never gives it back while a statement is under way, however long
 //!    that takes.
@@ -40,6 +41,10 @@ use crate::key::Key;
 /// for each, and a larger one only delays the first answer.
 const BATCH: usize = 64;
 
+/// For how many lookups at least a further statement is worth its cost while others are under way, which is that of some ten of
+/// them.
+const WORTHWHILE: usize = 16;
+
 /// How many lookups may wait. What comes then has no answer.
 const MAX_WAITING: usize = 8192;
 
@@ -68,6 +73,8 @@ struct Busy {
     lane: u64,
     /// When it began with what it does: getting a connection, or a batch.
     since: Instant,
+    /// How many lookups it has under way, or has room for.
+    lookups: usize,
 }
 
 /// A lookup that was not sent yet.
@@ -133,17 +140,22 @@ impl Queue {
         let Some(oldest) = self.waiting.front() else {
             return true;
         };
-        let prompt = self
-            .lanes
-            .iter()
-            .any(|busy| Some(busy.lane) != except && busy.since + PATIENCE > now);
-        prompt && self.waiting.len() < BATCH && oldest.since + PATIENCE > now
+        let others = self.lanes.iter();
+        let prompt = others.filter(|busy| Some(busy.lane) != except && busy.since + PATIENCE > now);
+        let (lanes, under_way) =
+            prompt.fold((0, 0), |(lanes, sum), busy| (lanes + 1, sum + busy.lookups));
+        let is_worthwhile = self.waiting.len() >= under_way.clamp(WORTHWHILE, BATCH);
+        lanes > 0 && !is_worthwhile && oldest.since + PATIENCE > now
     }
 
     fn begin(&mut self, now: Instant) -> u64 {
         let lane = self.next_lane;
         self.next_lane += 1;
-        self.lanes.push(Busy { lane, since: now });
+        self.lanes.push(Busy {
+            lane,
+            since: now,
+            lookups: BATCH,
+        });
         lane
     }
 
@@ -152,10 +164,11 @@ impl Queue {
     }
 
     fn take_for(&mut self, lane: Option<u64>, now: Instant) -> Vec<Question> {
+        let batch = self.take(now);
         let own = self.lanes.iter_mut();
         own.filter(|busy| Some(busy.lane) == lane)
-            .for_each(|busy| busy.since = now);
-        self.take(now)
+            .for_each(|busy| (busy.since, busy.lookups) = (now, batch.len()));
+        batch
     }
 
     /// The next batch, in the order of arrival.
@@ -526,5 +539,67 @@ impl Question {
     /// Nobody listens if the lookup was given up.
     fn tell(self, result: Result<Brought, Error>) {
         self.answer.send(result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(since: Instant) -> Waiting {
+        let (answer, reply) = reply();
+        // it waits for ever
+        std::mem::forget(reply);
+        Waiting {
+            question: Question {
+                keys: Vec::new(),
+                invalid_too: false,
+                until: since + Duration::from_secs(60),
+                answer,
+            },
+            since,
+            alone: false,
+        }
+    }
+
+    /// How many have to wait for a further lane beside those that have so many lookups under way.
+    fn enough_beside(under_way: &[usize], now: Instant, of: Instant) -> usize {
+        let mut queue = Queue::default();
+        for &lookups in under_way {
+            let lane = queue.begin(of);
+            queue.waiting.extend((0..lookups).map(|_| waiting(of)));
+            assert_eq!(queue.take_for(Some(lane), of).len(), lookups);
+        }
+        while queue.is_served(None, now) {
+            queue.waiting.push_back(waiting(now));
+        }
+        queue.waiting.len()
+    }
+
+    #[test]
+    fn a_further_lane_starts_when_it_is_worth_it_and_at_once_where_the_others_do_not_do() {
+        let then = Instant::now();
+        let later = then + PATIENCE;
+        for (under_way, enough) in [
+            (&[][..], 1),
+            (&[1], WORTHWHILE),
+            (&[20], 20),
+            (&[20, 30], 50),
+            (&[BATCH, 30], BATCH),
+        ] {
+            assert_eq!(enough_beside(under_way, then, then), enough);
+            assert_eq!(enough_beside(under_way, later, then), 1);
+        }
+        // who has waited for too long does not wait for more
+        let mut queue = Queue::default();
+        queue.waiting.push_back(waiting(then));
+        queue.begin(later);
+        assert!(!queue.is_served(None, later));
+        assert!(queue.is_served(None, later - Duration::from_nanos(1)));
+        // a lane that has ended what it did does not count
+        let mut queue = Queue::default();
+        let lane = queue.begin(then);
+        queue.waiting.push_back(waiting(then));
+        assert!(queue.is_served(None, then) && !queue.is_served(Some(lane), then));
     }
 }

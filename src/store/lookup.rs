@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts};
 use tokio_postgres::{GenericClient, Row, RowStream};
 
+use super::checksum::{Checksum, checksum};
 use super::kept::{Life, Session, Which};
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
@@ -383,7 +384,7 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
     let unpacked: Option<i32> = row.try_get(column::UNPACKED)?;
     let expected = snapshot
         .as_ref()
-        .map(|snapshot| checksum(key, &snapshot.to_string(), &probes, head, body, unpacked));
+        .map(|snapshot| checksum(key, snapshot, &probes, head, body, unpacked));
     let found: &[u8] = row.try_get(column::CHECKSUM)?;
     let Some(checksum) = expected.filter(|expected| found == expected) else {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
@@ -427,39 +428,4 @@ impl<'a> FromSql<'a> for Timestamp {
     }
 
     accepts!(TIMESTAMPTZ);
-}
-
-/// Half a hash is enough against accidents.
-pub(crate) type Checksum = [u8; 16];
-
-/// What is read back is checked before it is served: the answer, and what its validity is judged by.
-pub(super) fn checksum(
-    key: Key,
-    snapshot: &str,
-    probes: &[i64],
-    head: &[u8],
-    body: &[u8],
-    unpacked: Option<i32>,
-) -> Checksum {
-    let mut hash = blake3::Hasher::new();
-    hash_part(&mut hash, key.as_bytes());
-    hash_part(&mut hash, snapshot.as_bytes());
-    hash.update(&(8 * probes.len() as u64).to_le_bytes());
-    for probe in probes {
-        hash.update(&probe.to_le_bytes());
-    }
-    hash_part(&mut hash, head);
-    hash_part(&mut hash, body);
-    // nothing follows the body of one that is stored as it is
-    if let Some(length) = unpacked {
-        hash.update(&length.to_le_bytes());
-    }
-    let mut half = [0; 16];
-    half.copy_from_slice(&hash.finalize().as_bytes()[..16]);
-    half
-}
-
-/// With its length, so that no two ways to divide the same bytes have one hash.
-fn hash_part(hash: &mut blake3::Hasher, part: &[u8]) {
-    hash.update(&(part.len() as u64).to_le_bytes()).update(part);
 }

@@ -8,6 +8,7 @@
 //!    What a session [keeps](kept) makes things faster, and may be gone at any time.
 
 mod administer;
+mod checksum;
 mod connection;
 mod feed;
 mod housekeeping;
@@ -39,11 +40,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 pub(crate) use administer::{Parameters, WatchedTable};
+pub(crate) use checksum::Checksum;
 pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use feed::{FeedRead, Position};
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
-pub(crate) use lookup::{Checksum, Found, Lookup, Stored};
+pub(crate) use lookup::{Found, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
 pub(crate) use packing::{StoredBody, pack};

@@ -8,8 +8,8 @@ use http::HeaderName;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{GenericClient, Row};
 
+use super::checksum::{Checksum, checksum};
 use super::lease::give_back_with_answers;
-use super::lookup::{Checksum, checksum};
 use super::schema::Sql;
 use super::{Origin, Store, StoredBody, write_transaction};
 use crate::domain::Scope;
@@ -234,8 +234,8 @@ async fn put_entry(
         lease: _,
     } = record;
     let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
+    let checksum = checksum(*key, &origin.snapshot, probes, head, body, *unpacked);
     let snapshot = origin.snapshot.to_string();
-    let checksum = checksum(*key, &snapshot, probes, head, body, *unpacked);
     let (age, ttl, keep) = (
         seconds(*age),
         seconds(*ttl) - seconds(*overdue),

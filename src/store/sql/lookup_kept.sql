@@ -3,21 +3,21 @@
 -- prepared, and a plan that was made later, without them, brings no row. `(SELECT $1)`: no parameter is compared with an indexed
 -- column, so that nothing is gained by a plan for the values, and Postgres settles on one plan for all.
 -- What is valid, what is wanted and what is answered stands in schema.rs: with a search for changes, and without.
-WITH here AS MATERIALIZED (
-    SELECT p.id, p.horizon, p.folded, newest.xid AS newest, greatest(p.last_folded, newest.xid) AS last_change, clock.now,
-           pg_catalog.concat_ws(' ', '/*epoch*/', '/*incarnation*/', pg_current_snapshot(),
-                                (date_part('epoch', clock.now) * 1000000::float8)::bigint,
-                                current_setting('default_transaction_isolation') = 'read committed') AS origin
-      FROM pgcache.epoch p
-     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS xid OFFSET 0) newest
-     CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) clock
-     WHERE p.singleton AND p.relation = p.tableoid AND p.id = '/*epoch*/' AND NOT pg_is_in_recovery()
-       AND pgcache.is_planned_well()
-)
 SELECT p.origin, e.key, e.valid, e.revalidatable, e.vary, e.checksum, /*answer*/, e.probes, e.snapshot,
        e.born_at, e.expires_at, e.cost, e.unpacked
-  FROM here p
+  FROM (
+    SELECT p.id, p.horizon, p.folded, now.newest, greatest(p.last_folded, now.newest) AS last_change, now.clock,
+           pg_catalog.concat_ws(' ', '/*epoch*/', '/*incarnation*/', pg_current_snapshot(),
+                                (date_part('epoch', now.clock) * 1000000::float8)::bigint,
+                                current_setting('default_transaction_isolation') = 'read committed') AS origin
+      FROM pgcache.epoch p
+     CROSS JOIN (SELECT coalesce((SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1), '0') AS newest,
+                        clock_timestamp() AS clock
+                 OFFSET 0) now
+     WHERE p.singleton AND p.relation = p.tableoid AND p.id = '/*epoch*/' AND NOT pg_is_in_recovery()
+       AND pgcache.is_planned_well()
+    OFFSET 0) p
   LEFT JOIN LATERAL (SELECT e.*, /*valid*/ AS valid
                        FROM pgcache.entry e
-                      WHERE e.key = ANY ((SELECT $1)::bytea[]) AND e.keep_until > p.now AND e.epoch = p.id
+                      WHERE e.key = ANY ((SELECT $1)::bytea[]) AND e.keep_until > p.clock AND e.epoch = p.id
                      OFFSET 0) e ON /*wanted*/

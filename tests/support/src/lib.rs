@@ -29,6 +29,7 @@ compile_error!(
 );
 
 mod database;
+mod entry;
 mod error;
 mod external;
 mod fetch;
@@ -48,6 +49,7 @@ mod watchdog;
 pub mod wire;
 
 pub use database::Database;
+pub use entry::seal;
 pub use error::Error;
 pub use server::{Options, Server};
 pub use shared::{database, try_database};
