@@ -142,13 +142,15 @@ pub(super) async fn give_back_with_answers(
     sql: &Sql,
     leases: &[(Key, i64)],
 ) -> Result<(), Error> {
-    for (key, holder) in leases {
-        let key = key.as_bytes();
+    let (keys, holders): (Vec<&[u8]>, Vec<i64>) = leases
+        .iter()
+        .map(|(key, holder)| (key.as_bytes(), *holder))
+        .unzip();
+    if !keys.is_empty() {
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&keys, Type::BYTEA_ARRAY), (&holders, Type::INT8_ARRAY)];
         client
-            .execute_typed(
-                &sql.give_back_with_answer,
-                &[(&key, Type::BYTEA), (holder, Type::INT8)],
-            )
+            .execute_typed(&sql.give_back_with_answers, &parameters)
             .await?;
     }
     Ok(())

@@ -86,7 +86,7 @@ pub(super) struct Sql {
     pub(super) lookup_unsearched: Keepable,
     pub(super) claim_lease: String,
     pub(super) give_back: String,
-    pub(super) give_back_with_answer: String,
+    pub(super) give_back_with_answers: String,
     pub(super) unchanged_between: String,
     pub(super) vouch: String,
     pub(super) store: String,
@@ -141,9 +141,7 @@ impl Sql {
             give_back: sql(
                 "DELETE FROM pgcache.lease WHERE place = pgcache.lease_place($1) AND key = $1 AND holder = $2 AND released IS NULL",
             ),
-            give_back_with_answer: sql(
-                "UPDATE pgcache.lease SET released = pg_current_xact_id() WHERE place = pgcache.lease_place($1) AND key = $1 AND holder = $2",
-            ),
+            give_back_with_answers: sql(include_str!("sql/give_back_with_answers.sql")),
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
             vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),

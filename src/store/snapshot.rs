@@ -4,11 +4,11 @@
 //! less than the original, never more: less costs hits, more would be stale.
 
 use std::error::Error;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::str::FromStr;
 
-use bytes::BytesMut;
-use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
+use bytes::{BufMut, BytesMut};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 /// How many transactions in progress are carried along with an entry.
 const MAX_IN_PROGRESS: usize = 64;
@@ -74,6 +74,10 @@ impl Snapshot {
         self.xmax
     }
 
+    fn xmin(&self) -> u64 {
+        self.xip.first().copied().unwrap_or(self.xmax)
+    }
+
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
     pub(super) fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && self.xip.binary_search(&xid).is_err()
@@ -118,15 +122,13 @@ impl<'a> FromSql<'a> for Snapshot {
     accepts!(PG_SNAPSHOT);
 }
 
-/// As text.
 impl ToSql for Snapshot {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        write!(out, "{self}")?;
+        out.put_i32(self.xip.len().try_into()?);
+        out.put_u64(self.xmin());
+        out.put_u64(self.xmax);
+        self.xip.iter().for_each(|xid| out.put_u64(*xid));
         Ok(IsNull::No)
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
     }
 
     accepts!(PG_SNAPSHOT);
@@ -135,12 +137,7 @@ impl ToSql for Snapshot {
 
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}:",
-            self.xip.first().unwrap_or(&self.xmax),
-            self.xmax
-        )?;
+        write!(f, "{}:{}:", self.xmin(), self.xmax)?;
         for (i, xid) in self.xip.iter().enumerate() {
             if i > 0 {
                 f.write_str(",")?;
@@ -156,17 +153,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_survives_the_round_trip() {
+    fn text_and_what_is_sent_survive_the_round_trip() {
         for text in [
             "10:10:",
             "10:20:10,14,15",
             "3:4:3",
             "18446744073709551614:18446744073709551615:18446744073709551614",
         ] {
-            assert_eq!(
-                text.parse::<Snapshot>().expect("a snapshot").to_string(),
-                text
-            );
+            let snapshot: Snapshot = text.parse().expect("a snapshot");
+            assert_eq!(snapshot.to_string(), text);
+            let mut sent = BytesMut::new();
+            let sending = snapshot.to_sql(&Type::PG_SNAPSHOT, &mut sent);
+            assert!(matches!(sending, Ok(IsNull::No)));
+            let read = Snapshot::from_sql(&Type::PG_SNAPSHOT, &sent);
+            assert_eq!(read.expect("a snapshot"), snapshot);
         }
         for bad in ["", "1", "1:2", "1:2:3", "1:5:4,3", "a:b:", "1:2:x", "-1:2:"] {
             assert!(bad.parse::<Snapshot>().is_err(), "{bad}");

@@ -80,23 +80,38 @@ impl Volume {
     }
 }
 
-/// One row to be written.
-enum Storing<'a> {
-    Entry(&'a Record),
+/// What one statement stores.
+enum Step<'a> {
+    Entries(Vec<&'a Record>),
     Marker(&'a Marker, &'a Record),
 }
 
-impl Storing<'_> {
-    fn key(&self) -> Key {
-        match self {
-            Self::Entry(record) => record.key,
-            Self::Marker(marker, _) => marker.key,
+/// Entries and markers in the order of their keys, as many entries to a statement as follow each other and are new.
+fn steps(records: &[Record]) -> Vec<Step<'_>> {
+    let entries = records.iter().map(|r| (r.key, Step::Entries(vec![r])));
+    let markers = records.iter().filter_map(|r| {
+        let marker = r.marker.as_ref()?;
+        Some((marker.key, Step::Marker(marker, r)))
+    });
+    let mut rows: Vec<_> = entries.chain(markers).collect();
+    rows.sort_by_key(|(key, _)| *key);
+    let is_new = |entries: &[&Record]| entries.iter().all(|r| r.freshens.is_none());
+    let mut steps: Vec<Step<'_>> = Vec::new();
+    for (_, row) in rows {
+        match (steps.last_mut(), row) {
+            (Some(Step::Entries(before)), Step::Entries(next))
+                if is_new(before) && is_new(&next) =>
+            {
+                before.extend(next);
+            }
+            (_, row) => steps.push(row),
         }
     }
+    steps
 }
 
 impl Store {
-    /// Stores answers in one transaction, in the order of their keys: two batches in different orders would
+    /// Stores answers in one transaction, in the order of their keys: two that stored the same ones in different orders would
     /// deadlock. Returns how many were accepted: a fill from before an epoch, or before the horizon, is not.
     pub(crate) async fn put(
         self: &Arc<Self>,
@@ -105,12 +120,6 @@ impl Store {
     ) -> Result<(u64, Volume), Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            let entries = records.iter().map(Storing::Entry);
-            let markers = records
-                .iter()
-                .filter_map(|r| Some(Storing::Marker(r.marker.as_ref()?, r)));
-            let mut rows: Vec<Storing<'_>> = entries.chain(markers).collect();
-            rows.sort_by_key(Storing::key);
             // leases come first in every transaction that has both
             let mut leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
             leases.sort_unstable();
@@ -121,15 +130,15 @@ impl Store {
             let mut accepted = 0;
             let mut volume = Volume::default();
             let mut given_way: Vec<Vec<u8>> = Vec::new();
-            for row in rows {
-                match row {
-                    Storing::Entry(record) => {
-                        if let Some(row) = put_entry(&transaction, &store.sql, record).await? {
+            for step in steps(&records) {
+                match step {
+                    Step::Entries(records) => {
+                        for row in put_entries(&transaction, &store.sql, &records).await? {
                             accepted += 1;
                             volume.add(&row)?;
                         }
                     }
-                    Storing::Marker(marker, record) => {
+                    Step::Marker(marker, record) => {
                         if let Some(row) =
                             put_marker(&transaction, &store.sql, marker, record).await?
                         {
@@ -202,76 +211,90 @@ async fn without_jit(client: &impl GenericClient) -> Result<(), Error> {
     Ok(client.batch_execute("SET LOCAL jit = off").await?)
 }
 
-/// Nothing, if it was not accepted.
-async fn put_entry(
+/// Stores them by one statement, or gives one that is there already what it was confirmed with. A row for each that was accepted.
+async fn put_entries(
     client: &impl GenericClient,
     sql: &Sql,
-    record: &Record,
-) -> Result<Option<Row>, Error> {
-    let Record {
-        key,
-        origin,
-        scopes,
-        probes,
-        age,
-        ttl,
-        overdue,
-        keep,
-        revalidatable,
-        authority,
-        path,
-        route,
-        cost,
-        tenant,
-        head,
-        body: StoredBody {
-            bytes: body,
-            unpacked,
-        },
-        packs: _,
-        freshens,
-        marker: _,
-        lease: _,
-    } = record;
-    let readable: Vec<String> = scopes.iter().map(Scope::to_string).collect();
-    let checksum = checksum(*key, &origin.snapshot, probes, head, body, *unpacked);
-    let snapshot = origin.snapshot.to_string();
-    let (age, ttl, keep) = (
-        seconds(*age),
-        seconds(*ttl) - seconds(*overdue),
-        seconds(*keep),
-    );
-    let cost = cost.as_secs_f64();
-    let (key, body, checksum) = (key.as_bytes(), body.as_ref(), checksum.as_slice());
-    let (epoch, incarnation) = (&*origin.epoch, &*origin.incarnation);
-    let freshens = freshens.as_ref().map(Checksum::as_slice);
-    let (statement, last): (_, &(dyn ToSql + Sync)) = match &freshens {
-        None => (&sql.store, &body),
-        Some(checksum_before) => (&sql.freshen, checksum_before),
+    records: &[&Record],
+) -> Result<Vec<Row>, Error> {
+    let freshens: Option<Vec<&[u8]>> =
+        column(records, |r| r.freshens.as_ref().map(Checksum::as_slice))
+            .into_iter()
+            .collect();
+    let statement = if freshens.is_some() {
+        &sql.freshen
+    } else {
+        &sql.store
     };
-    let parameters: [(&(dyn ToSql + Sync), Type); 20] = [
-        (&key, Type::BYTEA),
-        (&epoch, Type::TEXT),
-        (&incarnation, Type::TEXT),
-        (&snapshot, Type::TEXT),
-        (probes, Type::INT8_ARRAY),
-        (&origin.at, Type::FLOAT8),
-        (&age, Type::FLOAT8),
-        (&ttl, Type::FLOAT8),
-        (&keep, Type::FLOAT8),
-        (revalidatable, Type::BOOL),
-        (authority, Type::TEXT),
-        (path, Type::TEXT),
-        (tenant, Type::TEXT),
-        (&readable, Type::TEXT_ARRAY),
-        (&checksum, Type::BYTEA),
-        (head, Type::BYTEA),
-        (last, Type::BYTEA),
-        (route, Type::TEXT),
-        (&cost, Type::FLOAT8),
-        (unpacked, Type::INT4),
+    let was_or_body = freshens.unwrap_or_else(|| column(records, |r| r.body.bytes.as_ref()));
+    let checksums = column(records, |r| {
+        let (body, unpacked) = (&r.body.bytes, r.body.unpacked);
+        checksum(
+            r.key,
+            &r.origin.snapshot,
+            &r.probes,
+            &r.head,
+            body,
+            unpacked,
+        )
+    });
+    let checksums: Vec<&[u8]> = checksums.iter().map(Checksum::as_slice).collect();
+    let ttl = |r: &Record| seconds(r.ttl) - seconds(r.overdue);
+    let probes = column(records, |r| &*r.probes);
+    let scopes = column(records, |r| r.scopes.iter().map(Scope::to_string).collect());
+    let (first_probe, last_probe) = places(&probes);
+    let (first_scope, last_scope) = places(&scopes.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let parameters: [(&(dyn ToSql + Sync), Type); 24] = [
+        (&column(records, |r| r.key.as_bytes()), Type::BYTEA_ARRAY),
+        (&column(records, |r| &*r.origin.epoch), Type::TEXT_ARRAY),
+        (
+            &column(records, |r| &*r.origin.incarnation),
+            Type::TEXT_ARRAY,
+        ),
+        (
+            &column(records, |r| &r.origin.snapshot),
+            Type::PG_SNAPSHOT_ARRAY,
+        ),
+        (&column(records, |r| r.origin.at), Type::FLOAT8_ARRAY),
+        (&column(records, |r| seconds(r.age)), Type::FLOAT8_ARRAY),
+        (&column(records, ttl), Type::FLOAT8_ARRAY),
+        (&column(records, |r| seconds(r.keep)), Type::FLOAT8_ARRAY),
+        (&column(records, |r| r.revalidatable), Type::BOOL_ARRAY),
+        (&column(records, |r| &*r.authority), Type::TEXT_ARRAY),
+        (&column(records, |r| &*r.path), Type::TEXT_ARRAY),
+        (&column(records, |r| r.route.as_deref()), Type::TEXT_ARRAY),
+        (&column(records, |r| r.tenant.as_deref()), Type::TEXT_ARRAY),
+        (&checksums, Type::BYTEA_ARRAY),
+        (
+            &column(records, |r| r.cost.as_secs_f64()),
+            Type::FLOAT8_ARRAY,
+        ),
+        (&column(records, |r| r.body.unpacked), Type::INT4_ARRAY),
+        (&column(records, |r| &*r.head), Type::BYTEA_ARRAY),
+        (&was_or_body, Type::BYTEA_ARRAY),
+        (&first_probe, Type::INT4_ARRAY),
+        (&last_probe, Type::INT4_ARRAY),
+        (&first_scope, Type::INT4_ARRAY),
+        (&last_scope, Type::INT4_ARRAY),
+        (&probes.concat(), Type::INT8_ARRAY),
+        (&scopes.concat(), Type::TEXT_ARRAY),
     ];
-    Ok(client.query_typed_opt(statement, &parameters).await?)
+    Ok(client.query_typed(statement, &parameters).await?)
+}
+
+fn column<'a, T>(records: &[&'a Record], of: impl Fn(&'a Record) -> T) -> Vec<T> {
+    records.iter().map(|record| of(record)).collect()
+}
+
+/// Where each list begins and ends in all of them together, counted from one.
+fn places<T>(lists: &[&[T]]) -> (Vec<i32>, Vec<i32>) {
+    let mut end = 0;
+    let place = |list: &&[T]| {
+        let first = end + 1;
+        end += list.len() as i32;
+        (first, end)
+    };
+    lists.iter().map(place).unzip()
 }
 
 /// Returns the keys of variants that give way to this one; nothing, if it was not accepted.

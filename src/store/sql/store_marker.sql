@@ -1,5 +1,6 @@
 -- Records that the answers for a URI vary with the fields $5, and that $6 is the key of one of them. The 32
--- latest variants stay; returns the keys of those that give way. $1-$4 as in store.sql, $7: when the fill began,
+-- latest variants stay; returns the keys of those that give way. $1: the key of the URI, $2-$4: where the
+-- fill began, $7: when,
 -- $8: how long the variant is of use, $9-$10: for people. Index: entry_pkey.
 INSERT INTO pgcache.entry AS e
        (key, epoch, snapshot, probes, born_at, expires_at, keep_until, revalidatable, vary, variants,
