@@ -2,20 +2,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Path;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::future::join_all;
 use test_support::Database;
 use test_support::http::{Answer, get as fetch, send};
+use tokio::time::timeout;
 use tokio_postgres::Client;
-use tower_pgcache::{CacheScope, Domain, PgCache, PgCacheBuilder, domain};
+use tower_pgcache::{CacheScope, Domain, PgCache, PgCacheBuilder, domain, test};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Nothing here takes long; what takes as long as this hangs.
@@ -192,4 +194,128 @@ async fn instances_that_store_the_same_at_once_do_not_deadlock() {
         assert_eq!((stats.hits, stats.misses), (0, 5 * 30));
         assert!(stats.stored > 0);
     }
+}
+
+/// An instance whose answers count how often its handler was called, and depend on one entity each.
+async fn counting(database: &Database, name: &'static str) -> (Router, PgCache) {
+    let cache = cache(database).lease_wait(Duration::ZERO).build().unwrap();
+    cache.ready().await.unwrap();
+    let layer = cache.layer().ttl(MINUTE).domain(ITEM);
+    (
+        Router::new().fallback(move || ready(name)).layer(layer),
+        cache,
+    )
+}
+
+/// The statement that waits has a snapshot from before what others store meanwhile.
+#[tokio::test]
+async fn what_was_stored_while_a_batch_waited_is_not_replaced_by_an_older_answer() {
+    let database = test_support::database().await;
+    let (slow, slow_cache) = counting(&database, "older").await;
+    let (fast, fast_cache) = counting(&database, "newer").await;
+    let admin = database.connect().await;
+    for path in ["/first", "/a", "/b"] {
+        fetch(&slow, path).await;
+    }
+    slow_cache.settled().await;
+    let sql = "SELECT path FROM pgcache.entry WHERE path <> '/first' ORDER BY key";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    let [before, after]: [&str; 2] = [rows[0].get(0), rows[1].get(0)];
+
+    // a batch with both of them, which has to wait for the one that comes first
+    slow_cache.invalidate([ITEM]).await.unwrap();
+    let mut table = database.connect().await;
+    let table = table.transaction().await.unwrap();
+    let sql = "LOCK TABLE pgcache.entry IN SHARE MODE";
+    table.batch_execute(sql).await.unwrap();
+    for path in ["/first", "/a", "/b"] {
+        assert!(!fetch(&slow, path).await.is_hit());
+    }
+    let mut row = database.connect().await;
+    let row = row.transaction().await.unwrap();
+    let sql = "SELECT FROM pgcache.entry WHERE path = $1 FOR UPDATE";
+    row.query_one(sql, &[&before]).await.unwrap();
+    table.rollback().await.unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity
+                  WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'transactionid'";
+    let waiting =
+        async { while admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 0 {} };
+    timeout(HANG, waiting).await.expect("a batch that waits");
+
+    fast_cache.invalidate([ITEM]).await.unwrap();
+    assert_eq!(fetch(&fast, after).await.text(), "newer");
+    fast_cache.settled().await;
+    row.rollback().await.unwrap();
+    slow_cache.settled().await;
+    for app in [&fast, &slow] {
+        let answer = fetch(app, after).await;
+        assert!(answer.is_hit(), "{}", answer.cache_status());
+        assert_eq!(answer.text(), "newer");
+    }
+}
+
+/// What a 304 is about is found by its key, whatever joins somebody has forbidden for his own queries.
+#[tokio::test]
+async fn confirmations_do_not_read_the_whole_table() {
+    const STORED: i64 = 300;
+    const CONFIRMED: i64 = 10;
+    let database = test_support::database().await;
+    let admin = database.connect().await;
+    let setting = "DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET enable_nestloop = off', current_database());
+    END $$";
+    admin.batch_execute(setting).await.unwrap();
+    let read = async |confirmed: i64| -> i64 {
+        let cache = cache(&database).build().unwrap();
+        cache.ready().await.unwrap();
+        let handler = |headers: HeaderMap| async move {
+            let fields = [("etag", "\"1\"")];
+            if headers.contains_key("if-none-match") {
+                (StatusCode::NOT_MODIFIED, fields, "")
+            } else {
+                (StatusCode::OK, fields, "x")
+            }
+        };
+        let layer = cache.layer().ttl(MINUTE);
+        let app = Router::new().fallback(get(handler)).layer(layer);
+        for n in 0..STORED {
+            fetch(&app, &format!("/{n}")).await;
+        }
+        cache.settled().await;
+        for n in 0..confirmed {
+            let path = format!("/{n}");
+            test::expire(&cache, &path.parse().unwrap()).await.unwrap();
+            let answer = fetch(&app, &path).await;
+            assert!(answer.cache_status().contains("fwd-status=304; stored"));
+        }
+        cache.close().await;
+        drop((app, cache));
+        // a server process tells what it has read when it ends, at the latest
+        let others = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        let ended =
+            async { while admin.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {} };
+        timeout(HANG, ended)
+            .await
+            .expect("the cache keeps a connection");
+        let rows = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE schemaname = 'pgcache' AND relname = 'entry'";
+        let told = async {
+            loop {
+                let now: i64 = admin.query_one(rows, &[]).await.unwrap().get(0);
+                admin.batch_execute("SELECT pg_sleep(0.05)").await.unwrap();
+                let again: i64 = admin.query_one(rows, &[]).await.unwrap().get(0);
+                if now == again {
+                    return now;
+                }
+            }
+        };
+        timeout(HANG, told).await.expect("the statistics")
+    };
+    // to expire them reads the table, and so may whoever counts what is stored
+    let without = read(0).await;
+    let with = read(CONFIRMED).await - without;
+    assert!(
+        with < CONFIRMED * STORED * 3 / 2,
+        "{with} rows beside {without}"
+    );
 }

@@ -42,8 +42,9 @@ const PLAINLY: u32 = 8;
 /// How many plans Postgres makes for the parameters that it is given before it settles on one for all.
 const PLANS_FOR_PARAMETERS: usize = 5;
 
-/// How long an instance waits before it prepares the same statement again, in whatever session.
+/// How long an instance waits before it prepares the same statement again, in whatever session; and after it was refused.
 const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL_AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
 /// How many errors that plain statements do not have are put up with, within a [`RESPITE`].
 const MOST_REFUSALS: u32 = 3;
@@ -173,7 +174,12 @@ impl Record {
 
     fn may_prepare(&self) -> bool {
         let remembered = self.lock();
-        let is_recent = |since: Instant| since.elapsed() < INTERVAL;
+        let interval = if remembered.refusals == 0 {
+            INTERVAL
+        } else {
+            INTERVAL_AFTER_REFUSAL
+        };
+        let is_recent = |since: Instant| since.elapsed() < interval;
         remembered.refusals < MOST_REFUSALS && !remembered.prepared.is_some_and(is_recent)
     }
 

@@ -86,7 +86,11 @@ enum Step<'a> {
     Marker(&'a Marker, &'a Record),
 }
 
-/// Entries and markers in the order of their keys, as many entries to a statement as follow each other and are new.
+/// Of heads and bodies in one statement, beyond which it does not take another entry. Below it, Postgres sorts them in memory
+/// (`work_mem`, 4 MB); what it costs to plan a statement is nothing beside them.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Entries and markers in the order of their keys, as many entries to a statement as follow each other, are new and small.
 fn steps(records: &[Record]) -> Vec<Step<'_>> {
     let entries = records.iter().map(|r| (r.key, Step::Entries(vec![r])));
     let markers = records.iter().filter_map(|r| {
@@ -96,11 +100,19 @@ fn steps(records: &[Record]) -> Vec<Step<'_>> {
     let mut rows: Vec<_> = entries.chain(markers).collect();
     rows.sort_by_key(|(key, _)| *key);
     let is_new = |entries: &[&Record]| entries.iter().all(|r| r.freshens.is_none());
+    let bytes = |entries: &[&Record]| -> usize {
+        entries
+            .iter()
+            .map(|r| r.head.len() + r.body.bytes.len())
+            .sum()
+    };
     let mut steps: Vec<Step<'_>> = Vec::new();
     for (_, row) in rows {
         match (steps.last_mut(), row) {
             (Some(Step::Entries(before)), Step::Entries(next))
-                if is_new(before) && is_new(&next) =>
+                if is_new(before)
+                    && is_new(&next)
+                    && bytes(before) + bytes(&next) <= MOST_BYTES =>
             {
                 before.extend(next);
             }

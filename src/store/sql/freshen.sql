@@ -17,7 +17,7 @@ UPDATE pgcache.entry AS e
        AS r (key, epoch, incarnation, snapshot, at, age, ttl, keep, revalidatable, authority, path, route, tenant, checksum, cost,
              unpacked, head, was, first_probe, last_probe, first_scope, last_scope)
   JOIN c ON c.epoch = r.epoch::uuid AND c.incarnation = r.incarnation
- WHERE e.key = r.key
+ WHERE e.key = $1[1] AND e.key = r.key -- there is one; found by its index, whatever joins may not be used
    AND e.checksum = r.was
    AND e.unpacked IS NOT DISTINCT FROM r.unpacked
    AND e.epoch = c.epoch

@@ -27,7 +27,7 @@ SELECT $1, c.epoch, s.snapshot, '{}', clock_timestamp(), kept.until, kept.until,
            value = pgcache.value_used(e.value, 1, EXCLUDED.value)
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
-        OR pg_snapshot_xmax(e.snapshot) > pg_snapshot_xmax(pg_current_snapshot())
+        OR pg_snapshot_xmax(e.snapshot) > pgcache.next_xid()
 RETURNING e.variants[33:],
           pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
           (SELECT pgcache.weight(o.head, o.body, o.path, o.probes, o.scopes, o.variants)

@@ -101,6 +101,13 @@ BEGIN
 END
 $$;
 
+-- The next transaction's id as of now. A VOLATILE function of plpgsql has a snapshot of its own (READ COMMITTED); that of the
+-- statement is older than what others have stored while it waited for them.
+CREATE FUNCTION pgcache.next_xid() RETURNS xid8
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$ BEGIN RETURN pg_snapshot_xmax(pg_current_snapshot()); END $$;
+
 -- Claims the lease of a key for `life` seconds: 'granted'; 'held', by somebody else; or 'look again': an answer was
 -- stored by a transaction that `seen`, the snapshot of the claimant's lookup, does not see. Granted is also what cannot be
 -- recorded, because another key's lease stands in its place: then others who fill the same key are not held off. Waits for
