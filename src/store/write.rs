@@ -133,8 +133,7 @@ impl Store {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
             // leases come first in every transaction that has both
-            let mut leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
-            leases.sort_unstable();
+            let leases: Vec<(Key, i64)> = records.iter().filter_map(|r| r.lease).collect();
             tokio::try_join!(
                 without_jit(&transaction),
                 give_back_with_answers(&transaction, &store.sql, &leases)
