@@ -8,6 +8,7 @@
 //!    What a session [keeps](kept) makes things faster, and may be gone at any time.
 
 mod administer;
+mod batch;
 mod checksum;
 mod connection;
 mod feed;
@@ -22,6 +23,7 @@ mod lookup;
 pub(crate) mod model;
 mod packing;
 mod patience;
+mod queue;
 mod replica;
 mod reply;
 mod schema;
