@@ -10,20 +10,30 @@ use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::body::ResponseBody;
-use crate::engine::Entry;
+use crate::engine::{Answer, Entry};
+use crate::http::cache_status::CACHE_STATUS;
 use crate::http::conditional::{Verdict, evaluate, for_not_modified};
 use crate::http::fields::{has_content, number};
 use crate::http::range::{self, Ranged};
+use crate::http::stored_head::Added;
 use crate::policy::ClientCache;
 
 /// An answer that is complete.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
+    pub(crate) fields: Fields,
     pub(crate) body: Bytes,
     /// Of a stored answer.
     pub(crate) age: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Fields {
+    /// These.
+    Given(HeaderMap),
+    /// Those of a stored answer.
+    Of(Arc<Answer>),
 }
 
 /// An answer that is complete, and what it is for.
@@ -38,33 +48,27 @@ pub(crate) struct Whole {
 impl From<&Entry> for Outcome {
     fn from(entry: &Entry) -> Self {
         Self {
-            status: entry.status,
-            headers: entry.headers.clone(),
+            status: entry.head.status,
+            fields: Fields::Of(entry.answer.clone()),
             body: entry.body.clone(),
             age: Some(entry.condition.age),
         }
     }
 }
 
-/// Without a copy, if nobody else has it.
-impl From<Entry> for Outcome {
-    fn from(mut entry: Entry) -> Self {
-        match Arc::get_mut(&mut entry.answer) {
-            Some(own) => Self {
-                status: own.status,
-                headers: take(&mut own.headers),
-                body: take(&mut own.body),
-                age: Some(entry.condition.age),
-            },
-            None => (&entry).into(),
-        }
-    }
-}
-
+/// With its body, if nobody else has it: one that is not shared yet allocates when it is.
 impl From<Arc<Entry>> for Outcome {
     fn from(entry: Arc<Entry>) -> Self {
         match Arc::try_unwrap(entry) {
-            Ok(entry) => entry.into(),
+            Ok(mut own) => {
+                let body = Arc::get_mut(&mut own.answer).map(|answer| take(&mut answer.body));
+                Self {
+                    status: own.head.status,
+                    body: body.unwrap_or_else(|| own.body.clone()),
+                    age: Some(own.condition.age),
+                    fields: Fields::Of(own.answer),
+                }
+            }
             Err(shared) => (&*shared).into(),
         }
     }
@@ -78,8 +82,12 @@ impl Whole {
     }
 
     /// The answer to a request with these preconditions and ranges (RFC 9110 §13.2.2: these are looked at when
-    /// the answer without them is known).
-    pub(crate) fn answer<B>(self, conditionals: Option<&HeaderMap>) -> Response<ResponseBody<B>> {
+    /// the answer without them is known). `cache_status`: what is said of this cache.
+    pub(crate) fn answer<B>(
+        self,
+        conditionals: Option<&HeaderMap>,
+        cache_status: Option<HeaderValue>,
+    ) -> Response<ResponseBody<B>> {
         let Self {
             outcome,
             head_only,
@@ -87,16 +95,24 @@ impl Whole {
         } = self;
         let Outcome {
             status,
-            mut headers,
+            fields,
             body,
             age,
         } = outcome;
-        headers.extend(age.map(|age| (AGE, number(age.as_secs()))));
-        add_client_cache(&mut headers, client_cache.as_ref());
+        let (with_all, afterwards) = match conditionals {
+            None => (cache_status, None),
+            Some(_) => (None, cache_status),
+        };
+        let headers = fields.with(Added {
+            age: age.map(|age| number(age.as_secs())),
+            cache_control: client_cache.as_ref().and_then(ClientCache::field),
+            cache_status: with_all,
+        });
         let (status, mut headers, body) = match conditionals {
             Some(conditionals) => conditional(conditionals, status, headers, body, head_only),
             None => (status, headers, body),
         };
+        add_cache_status(&mut headers, afterwards);
         if has_content(status) && !headers.contains_key(CONTENT_LENGTH) {
             headers.insert(CONTENT_LENGTH, number(body.len() as u64));
         }
@@ -143,13 +159,36 @@ fn conditional(
     }
 }
 
+impl Fields {
+    fn with(self, added: Added) -> HeaderMap {
+        match self {
+            Self::Of(answer) => answer.head.fields_with(added),
+            Self::Given(mut headers) => {
+                headers.extend(added.age.map(|age| (AGE, age)));
+                add_cache_control(&mut headers, added.cache_control);
+                add_cache_status(&mut headers, added.cache_status);
+                headers
+            }
+        }
+    }
+}
+
+/// Where the answer says nothing itself.
+fn add_cache_control(headers: &mut HeaderMap, value: Option<HeaderValue>) {
+    if let Some(value) = value {
+        headers.entry(CACHE_CONTROL).or_insert(value);
+    }
+}
+
+pub(crate) fn add_cache_status(headers: &mut HeaderMap, member: Option<HeaderValue>) {
+    if let Some(member) = member {
+        // too many header lines already: the answer matters more than its explanation
+        let _ = headers.try_append(CACHE_STATUS, member);
+    }
+}
+
 /// Tells browsers and other caches what they may do with an answer that belongs to somebody and says nothing
 /// itself.
 pub(crate) fn add_client_cache(headers: &mut HeaderMap, setting: Option<&ClientCache>) {
-    let value = match setting {
-        None | Some(ClientCache::Unchanged) => return,
-        Some(ClientCache::Revalidate) => HeaderValue::from_static("private, no-cache"),
-        Some(ClientCache::Field(value)) => value.clone(),
-    };
-    headers.entry(CACHE_CONTROL).or_insert(value);
+    add_cache_control(headers, setting.and_then(ClientCache::field));
 }

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use http::header::HeaderName;
+use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
+use crate::answer::add_cache_status;
 use crate::body::ResponseBody;
 use crate::cache::PgCache;
 use crate::domain::{Domain, Scope};
@@ -55,14 +56,18 @@ impl Caching {
         })
     }
 
+    /// What an answer says of this cache, if it shall.
+    pub(crate) fn said(&self, status: CacheStatus) -> Option<HeaderValue> {
+        let says = self.rules.config.cache_status;
+        says.then(|| status.last_member()).flatten()
+    }
+
     pub(crate) fn explained<B>(
         &self,
         mut response: Response<B>,
         status: CacheStatus,
     ) -> Response<B> {
-        if self.rules.config.cache_status {
-            status.add_to(response.headers_mut());
-        }
+        add_cache_status(response.headers_mut(), self.said(status));
         response
     }
 }

@@ -15,12 +15,14 @@ use http::header::{
 use http::{HeaderMap, Response, StatusCode, Uri, response};
 
 use crate::http::cache_control::{CacheControl, RequestDirectives};
+use crate::http::cache_status::CACHE_STATUS;
 use crate::http::conditional::{self, Verdict};
-use crate::http::fields::{decode_head, encode_head, stored_fields};
+use crate::http::fields::stored_fields;
 use crate::http::invalidation::linked_paths;
 use crate::http::range::{self, Ranged};
 use crate::http::reuse::{Condition, Reuse, decide, may_stand_in};
 use crate::http::storable::{Freshness, NotStored, directives, judge};
+use crate::http::stored_head::{Added, Head};
 use crate::http::structured::{groups, targeted};
 use crate::http::vary::{Vary, normalised, vary_of};
 use crate::policy::Policy;
@@ -250,23 +252,50 @@ pub fn structured(data: &[u8]) {
 
 /// A head as it is stored; or the fields of an answer.
 pub fn stored_head(data: &[u8]) {
-    if let Some((status, headers, ours)) = decode_head(&Bytes::copy_from_slice(data)) {
-        round_trip(status, &headers, ours);
+    if let Some(head) = Head::read(&Bytes::copy_from_slice(data)) {
+        assert_eq!(head.write(), data);
+        round_trip(&head);
     }
     let [headers, ..] = blocks(data);
     let stored = stored_fields(&headers, now());
-    round_trip(StatusCode::OK, &stored, data.len() % 2 == 0);
+    let head = Head::new(StatusCode::OK, &stored, data.len() % 2 == 0);
+    assert_eq!(head.fields(), stored);
+    round_trip(&head);
     assert_eq!(stored_fields(&stored, SystemTime::UNIX_EPOCH), stored);
     assert!(!stored.contains_key(AGE) && !stored.contains_key(CONTENT_LENGTH));
 }
 
-fn round_trip(status: StatusCode, headers: &HeaderMap, ours: bool) {
-    let encoded = encode_head(status, headers, ours);
-    let Some((status_again, again, ours_again)) = decode_head(&encoded.clone().into()) else {
-        panic!("what was encoded cannot be decoded: {headers:?}");
+fn round_trip(head: &Head) {
+    let written = head.write();
+    let Some(again) = Head::read(&written.clone().into()) else {
+        panic!("what was written cannot be read: {head:?}");
     };
-    assert_eq!((status_again, &again, ours_again), (status, headers, ours));
-    assert_eq!(encode_head(status, &again, ours), encoded);
+    for again in [again.compact(), again] {
+        let of = |head: &Head| (head.status, head.etag_is_ours, head.fields());
+        assert_eq!(of(&again), of(head));
+        assert_eq!(again.write(), written);
+        let value = HeaderValue::from_static;
+        for (age, cache_status) in [(true, true), (true, false), (false, true)] {
+            let mut expected = head.fields();
+            let added = Added {
+                age: age.then(|| value("5")),
+                cache_status: cache_status.then(|| value("pgcache; hit")),
+                cache_control: age.then(|| value("private")),
+            };
+            expected.extend(added.age.clone().map(|age| (AGE, age)));
+            if let Some(value) = &added.cache_control {
+                let field = expected.entry(CACHE_CONTROL);
+                field.or_insert_with(|| value.clone());
+            }
+            expected.extend(
+                added
+                    .cache_status
+                    .clone()
+                    .map(|status| (CACHE_STATUS, status)),
+            );
+            assert_eq!(again.fields_with(added), expected);
+        }
+    }
 }
 
 /// A line with the target, one with the authority, and lines with references.
@@ -397,10 +426,11 @@ pub fn decision(data: &[u8]) {
 
     // what was stored, and comes back from the store, could be stored again, and says the same
     let stored = stored_fields(&head.headers, now());
-    let Some((status, stored, _)) = decode_head(&encode_head(status, &stored, false).into()) else {
+    let written = Head::new(status, &stored, false).write();
+    let Some(head) = Head::read(&written.into()) else {
         panic!("a stored head cannot be read: {stored:?}");
     };
-    let restored = head_of(status, stored);
+    let restored = head_of(head.status, head.fields());
     assert_eq!(directives(&restored.headers, policy.targets()), read);
     let again = judge(&restored, &rules, now());
     assert!(

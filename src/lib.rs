@@ -42,6 +42,7 @@ mod http;
 mod key;
 mod layer;
 mod nesting;
+mod notable;
 mod plan;
 mod policy;
 mod query;

@@ -27,6 +27,7 @@ use crate::http::cache_status::Bypass;
 use crate::http::claimed::{asks_for_another_method, claims};
 use crate::http::invalidation::is_safe;
 use crate::key::{Key, KeyParts, more_parts};
+use crate::notable::Notable;
 use crate::policy::{ClientCache, Dependency, Policy, Sharing, StatusRule};
 use crate::request;
 use crate::rules::Rules;
@@ -58,6 +59,8 @@ pub(crate) struct Read {
     pub(crate) is_personal: bool,
     /// How many layers of the engine are around this one.
     pub(crate) depth: u32,
+    /// Whether the request has preconditions or ranges.
+    pub(crate) has_conditionals: bool,
 }
 
 /// What an answer is stored as. A hit does without it.
@@ -161,14 +164,15 @@ impl Routed<'_> {
     }
 
     fn plan_read(&self, outside: Outside<'_>) -> Result<Read, Bypass> {
-        self.may_be_cached()?;
+        let notable = Notable::of(self.head.headers);
+        self.may_be_cached(notable)?;
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
         let Sharer {
             tenant,
             principal,
             witnessed,
-        } = self.sharer()?;
+        } = self.sharer(notable)?;
         let query = policy.query().apply(head.uri.query());
         let key = Key::new(&KeyParts {
             space: &policy.key_space,
@@ -180,7 +184,7 @@ impl Routed<'_> {
             witnessed,
             depth: outside.depth,
             rewritten: outside.rewritten,
-            claims: &claims(head.uri, head.headers),
+            claims: &claims(head.uri, head.headers, notable),
             more: &more_parts(&policy.key_parts, head),
         });
         Ok(Read {
@@ -195,6 +199,7 @@ impl Routed<'_> {
             early: policy.early_refresh.map_or(0.0, earliness),
             is_personal: tenant.is_some() || principal.is_some(),
             depth: outside.depth,
+            has_conditionals: notable.has(Notable::CONDITIONALS),
         })
     }
 
@@ -202,7 +207,7 @@ impl Routed<'_> {
     pub(crate) fn subject(&self) -> Result<Subject, Bypass> {
         let Self { policy, head, .. } = self;
         let authority = request::authority(head.uri, head.headers).ok_or(Bypass::Authority)?;
-        let tenant = self.sharer()?.tenant;
+        let tenant = self.sharer(Notable::of(head.headers))?.tenant;
         let query = policy.query().apply(head.uri.query());
         let path = request::path_and_query(head.uri, query.as_deref());
         Ok(Subject {
@@ -213,7 +218,7 @@ impl Routed<'_> {
         })
     }
 
-    fn may_be_cached(&self) -> Result<(), Bypass> {
+    fn may_be_cached(&self, notable: Notable) -> Result<(), Bypass> {
         let Self {
             rules,
             policy,
@@ -222,9 +227,13 @@ impl Routed<'_> {
         } = self;
         let refusals = [
             (rules.is_wrong(), Bypass::Misconfigured),
-            (request::asks_to_upgrade(head.headers), Bypass::Upgrade),
             (
-                asks_for_another_method(head.method, head.headers),
+                notable.has(Notable::UPGRADE) && request::asks_to_upgrade(head.headers),
+                Bypass::Upgrade,
+            ),
+            (
+                notable.has(Notable::OVERRIDES)
+                    && asks_for_another_method(head.method, head.headers),
                 Bypass::Method,
             ),
             (policy.bypass == Some(true), Bypass::Route),
@@ -240,7 +249,7 @@ impl Routed<'_> {
     }
 
     /// Who shares the answer to this request, or why nobody does.
-    fn sharer(&self) -> Result<Sharer, Bypass> {
+    fn sharer(&self, notable: Notable) -> Result<Sharer, Bypass> {
         let Self {
             rules,
             policy,
@@ -271,6 +280,7 @@ impl Routed<'_> {
         let credentials = !by_rfc
             && request::has_credentials(
                 head.headers,
+                notable,
                 &policy.credential_headers,
                 policy.cookies.as_ref(),
             );

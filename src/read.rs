@@ -15,11 +15,12 @@ use std::borrow::Borrow;
 use std::future::Future;
 use std::sync::Arc;
 
+use http::header::VARY;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::answer::Outcome;
+use crate::answer::{Fields, Outcome};
 use crate::body::ResponseBody;
 use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
@@ -31,7 +32,8 @@ use crate::http::invalidation::is_safe;
 use crate::http::partial::{self, completion};
 use crate::http::reuse::{Condition, Reuse, decide};
 use crate::http::storable::directives;
-use crate::http::vary::{Vary, normalised, vary_of};
+use crate::http::stored_head::Head;
+use crate::http::vary::{Vary, normalised, vary};
 use crate::key::Key;
 use crate::nesting::{Learned, Mark};
 use crate::plan::{Read, Subject};
@@ -198,7 +200,7 @@ impl Caching {
     }
 
     fn reuse(&self, entry: &Entry, read: &Read, asks: &RequestDirectives) -> Reuse {
-        let says = || directives(&entry.headers, read.policy.targets());
+        let says = || directives(&entry.head.fields(), read.policy.targets());
         let decided = |condition| decide(condition, says, asks, read.policy.stale);
         let if_valid = Condition {
             valid: true,
@@ -246,9 +248,10 @@ impl Caching {
         status: CacheStatus,
     ) -> Response<ResponseBody<B>> {
         self.cache.engine.count_hit(read.key, entry.borrow().key);
-        let conditionals = conditionals_of(request).filter(|_| !read.is_search);
-        let response = read.whole(entry.into()).answer(conditionals.as_ref());
-        self.explained(response, status)
+        let asks = read.has_conditionals && !read.is_search;
+        let conditionals = asks.then(|| conditionals_of(request)).flatten();
+        let whole = read.whole(entry.into());
+        whole.answer(conditionals.as_ref(), self.said(status))
     }
 
     /// A range within a stored part. `None` if the request wants more than that.
@@ -258,17 +261,17 @@ impl Caching {
         read: &Read,
         request: &HeaderMap,
     ) -> Option<Response<ResponseBody<B>>> {
-        let (headers, body) = partial::answer(request, &part.headers, &part.body)?;
-        let (status, condition) = (part.status, part.condition);
+        let (headers, body) = partial::answer(request, &part.head.fields(), &part.body)?;
+        let condition = part.condition;
         let outcome = Outcome {
-            status,
-            headers,
+            status: part.head.status,
+            fields: Fields::Given(headers),
             body,
             age: Some(condition.age),
         };
         self.cache.engine.count_hit(part.key, part.key);
-        let response = read.whole(outcome).answer(None);
-        Some(self.explained(response, CacheStatus::Hit { condition }))
+        let said = self.said(CacheStatus::Hit { condition });
+        Some(read.whole(outcome).answer(None, said))
     }
 
     /// RFC 9111 §5.2.1.7.
@@ -350,7 +353,7 @@ impl<S> Call<S> {
                 }
                 Shared::Entry(entry) => {
                     let status = CacheStatus::Collapsed { why };
-                    return Ok(self.cache.served(entry, &read, request.headers(), status));
+                    return Ok(self.cache.served(&entry, &read, request.headers(), status));
                 }
                 Shared::Unusable(reason) => {
                     return self
@@ -363,7 +366,7 @@ impl<S> Call<S> {
         let is_whole = conditionals_of(request.headers()).is_none();
         if let Some((part, fields)) = part
             .filter(|_| is_whole)
-            .and_then(|p| completion(&p.headers).map(|f| (p, f)))
+            .and_then(|p| completion(&p.head.fields()).map(|f| (p, f)))
         {
             request.headers_mut().extend(fields);
             errand.completes = Some(part);
@@ -477,12 +480,12 @@ fn question<'a>(
 
 /// Whether an entry is the one that the request selects.
 fn selects(entry: &Entry, read: &Read, request: &HeaderMap) -> bool {
-    entry.key == read.key || entry.key == selected(read.key, &entry.headers, request)
+    entry.key == read.key || entry.key == selected(read.key, &entry.head, request)
 }
 
-/// The key under which this request finds an answer with these fields.
-fn selected(key: Key, answer: &HeaderMap, request: &HeaderMap) -> Key {
-    match vary_of(answer) {
+/// The key under which this request finds an answer with this head.
+fn selected(key: Key, answer: &Head, request: &HeaderMap) -> Key {
+    match vary(answer.get_all(&VARY)) {
         Vary::Fields(fields) => variant_key(key, &fields, request),
         Vary::Nothing | Vary::Everything => key,
     }

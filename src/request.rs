@@ -6,10 +6,11 @@ use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION,
 use http::{HeaderMap, HeaderName, Request, Uri};
 use http_body::Body;
 
+use crate::notable::Notable;
 use crate::policy::CookieRule;
 
 /// Fields that carry credentials, besides `Cookie`. What is answered to them is not for everybody.
-const CREDENTIALS: [HeaderName; 4] = [
+pub(crate) static CREDENTIALS: [HeaderName; 4] = [
     AUTHORIZATION,
     PROXY_AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
@@ -20,20 +21,17 @@ const CREDENTIALS: [HeaderName; 4] = [
 /// known to be harmless.
 pub(crate) fn has_credentials(
     headers: &HeaderMap,
+    notable: Notable,
     more: &[HeaderName],
     cookie_rule: Option<&CookieRule>,
 ) -> bool {
-    if CREDENTIALS
-        .iter()
-        .chain(more)
-        .any(|name| headers.contains_key(name))
-    {
-        return true;
-    }
-    match cookie_rule {
-        None => headers.contains_key(COOKIE),
-        Some(rule) => cookies(headers).any(|(name, _)| rule.is_credential(name)),
-    }
+    let is_credential = |rule: &CookieRule| {
+        let mut cookies = cookies(headers);
+        cookies.any(|(name, _)| rule.is_credential(name))
+    };
+    notable.has(Notable::CREDENTIALS)
+        || more.iter().any(|name| headers.contains_key(name))
+        || (notable.has(Notable::COOKIES) && cookie_rule.is_none_or(is_credential))
 }
 
 /// RFC 6265 §5.4, as lenient as handlers are: `name=value` pairs, divided by semicolons. A pair without `=` is a
@@ -106,6 +104,10 @@ pub(crate) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
+        // the usual one, looked at once
+        (Some(host), None) if uri.authority().is_none() && is_plain(host.as_bytes()) => {
+            return host.to_str().ok().map(Cow::Borrowed);
+        }
         (Some(host), None) => Some(lower_case(host.to_str().ok()?)),
         (Some(_), Some(_)) => return None,
     };
@@ -117,6 +119,13 @@ pub(crate) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<
         (of_uri, host) => of_uri.or(host).unwrap_or_default(),
     };
     (!authority.contains('@')).then_some(authority)
+}
+
+/// Lower case, and nothing but what the usual host and port are made of.
+fn is_plain(authority: &[u8]) -> bool {
+    authority
+        .iter()
+        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b':' | b'-' | b'.'))
 }
 
 fn lower_case(text: &str) -> Cow<'_, str> {
@@ -146,6 +155,11 @@ mod tests {
             request = request.header(*name, *value);
         }
         request.body(()).expect("a request")
+    }
+
+    fn carries(request: &Request<()>, more: &[HeaderName], rule: Option<&CookieRule>) -> bool {
+        let headers = request.headers();
+        has_credentials(headers, Notable::of(headers), more, rule)
     }
 
     fn authority_of(uri: &str, fields: &[(&str, &[u8])]) -> Option<String> {
@@ -182,15 +196,11 @@ mod tests {
             "x-auth-token",
         ] {
             let request = request("/", &[(name, b"x")]);
-            assert!(has_credentials(request.headers(), &[], None), "{name}");
+            assert!(carries(&request, &[], None), "{name}");
         }
         let accepts = request("/", &[("accept", b"x")]);
-        assert!(!has_credentials(accepts.headers(), &[], None));
-        assert!(has_credentials(
-            accepts.headers(),
-            &[http::header::ACCEPT],
-            None
-        ));
+        assert!(!carries(&accepts, &[], None));
+        assert!(carries(&accepts, &[http::header::ACCEPT], None));
         let upgrade: &[(&str, &[u8])] = &[
             ("connection", b"keep-alive, Upgrade"),
             ("upgrade", b"websocket"),
@@ -202,11 +212,7 @@ mod tests {
     #[test]
     fn cookies_are_credentials_unless_the_rule_says_otherwise() {
         let carries = |value: &[u8], rule: &CookieRule| {
-            has_credentials(
-                request("/", &[("cookie", value)]).headers(),
-                &[],
-                Some(rule),
-            )
+            carries(&request("/", &[("cookie", value)]), &[], Some(rule))
         };
         let ignore = CookieRule::AllBut(vec![Pattern::new("theme"), Pattern::new("_ga*")]);
         assert!(!carries(b"theme=dark; _ga=1; _ga_X=2", &ignore));

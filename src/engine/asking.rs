@@ -19,8 +19,8 @@ use super::memory::{Remembered, Standing};
 use super::{Engine, Fill, in_time};
 use crate::error::Error;
 use crate::http::cache_status::Bypass;
-use crate::http::fields::{add_length, decode_head};
 use crate::http::reuse::Condition;
+use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::store::{Found, Lookup, Origin, Stored};
 use crate::sync::Handle;
@@ -305,10 +305,9 @@ impl Engine {
                 probes,
             } = found;
             // a head that does not decode was stored by a program that wrote it in another way
-            let (status, mut headers, etag_is_ours) = decode_head(&head)?;
+            let head = Head::read(&head)?;
             let packed = body.is_packed().then(|| Box::new(body.clone()));
             let body = body.unpack()?;
-            add_length(status, &mut headers, body.len());
             let condition = Condition {
                 age,
                 fresh_for,
@@ -317,9 +316,7 @@ impl Engine {
             };
             let answer = Answer {
                 key,
-                status,
-                headers,
-                etag_is_ours,
+                head,
                 body,
                 probes,
                 cost,

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
+use crate::http::fields::add_length;
 use crate::http::reuse::Condition;
+use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::store::{Checksum, Snapshot, StoredBody};
 
@@ -15,10 +17,7 @@ use crate::store::{Checksum, Snapshot, StoredBody};
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) key: Key,
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    /// Whether the cache made the `ETag`, so that the handler does not know it.
-    pub(crate) etag_is_ours: bool,
+    pub(crate) head: Head,
     pub(crate) body: Bytes,
     /// What its validity is judged by.
     pub(crate) probes: Vec<i64>,
@@ -42,7 +41,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// A part of an answer (206), which is not one by itself.
     pub(crate) fn is_part(&self) -> bool {
-        self.status == StatusCode::PARTIAL_CONTENT
+        self.head.status == StatusCode::PARTIAL_CONTENT
     }
 
     /// Whether it may be served as it is, for a while.
@@ -59,9 +58,16 @@ impl Entry {
     }
 
     /// The same with other fields.
-    pub(crate) fn with_headers(&self, headers: HeaderMap) -> Self {
+    pub(crate) fn with_headers(&self, mut headers: HeaderMap) -> Self {
+        let Head {
+            status,
+            etag_is_ours,
+            ..
+        } = self.head;
+        add_length(status, &mut headers, self.body.len());
+        let head = Head::new(status, &headers, etag_is_ours);
         let answer = Answer {
-            headers,
+            head,
             ..Answer::clone(&self.answer)
         };
         Self {

@@ -21,9 +21,10 @@ use super::replica::{Replica, Seen};
 use super::{Engine, Settings};
 use crate::domain::Scope;
 use crate::http::conditional;
-use crate::http::fields::{encode_head, fields_to_serve};
+use crate::http::fields::add_length;
 use crate::http::reuse::Condition;
 use crate::http::storable::Freshness;
+use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
 use crate::store::{Checksum, Marker, Origin, Position, Record, Snapshot, StoredBody};
@@ -94,7 +95,7 @@ impl Settings {
     fn packs(&self, answer: &Answer) -> bool {
         self.compress_from
             .is_some_and(|least| answer.body.len() >= least)
-            && !answer.headers.contains_key(CONTENT_ENCODING)
+            && !answer.head.contains(&CONTENT_ENCODING)
     }
 }
 
@@ -178,7 +179,6 @@ impl Fill {
     /// The stored answer is the current one (RFC 9111 §4.3.4): it gets this fill's snapshot, scopes and times.
     /// Where the news is that it varies in another way, it is stored anew.
     pub(crate) fn freshen(self, entry: &Entry, mut label: Label, freshness: Freshness) {
-        let head = encode_head(entry.status, &entry.headers, entry.etag_is_ours);
         let (key, marker) = self.place(&mut label);
         let checksum = entry.checksum.filter(|_| key == entry.key);
         let freshens = checksum.map(|checksum| Freshened {
@@ -189,7 +189,7 @@ impl Fill {
             key,
             ..Answer::clone(&entry.answer)
         };
-        self.store(label, freshness, marker, head, answer, freshens);
+        self.store(label, freshness, marker, answer, freshens);
     }
 
     /// Keeps the answer; one that was made from what a replica has, if it is good all the same.
@@ -198,12 +198,11 @@ impl Fill {
         label: Label,
         freshness: Freshness,
         marker: Option<Marker>,
-        head: Vec<u8>,
         answer: Answer,
         freshens: Option<Freshened>,
     ) {
         let Some(seen) = self.seen.take() else {
-            return self.keep(label, freshness, marker, head, answer, freshens);
+            return self.keep(label, freshness, marker, answer, freshens);
         };
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -214,7 +213,7 @@ impl Fill {
             let vouched = engine.vouches_for(&seen, label.all_probes(), arrival).await;
             if let Some(snapshot) = vouched {
                 self.origin.snapshot = snapshot;
-                self.keep(label, freshness, marker, head, answer, freshens);
+                self.keep(label, freshness, marker, answer, freshens);
             } else {
                 engine.stats.count(|s| &s.dropped);
             }
@@ -228,7 +227,6 @@ impl Fill {
         label: Label,
         freshness: Freshness,
         marker: Option<Marker>,
-        head: Vec<u8>,
         mut answer: Answer,
         freshens: Option<Freshened>,
     ) {
@@ -238,7 +236,7 @@ impl Fill {
         let condition = freshness.condition();
         answer.cost = standing.asked_at.elapsed();
         let is_part = label.part.is_some();
-        let record = self.record(label, freshness, marker, head, &answer, freshens);
+        let record = self.record(label, freshness, marker, &answer, freshens);
         answer.probes.clone_from(&record.probes);
         if !is_part {
             let answer = Arc::new(answer);
@@ -274,7 +272,6 @@ impl Fill {
         label: Label,
         freshness: Freshness,
         marker: Option<Marker>,
-        head: Vec<u8>,
         answer: &Answer,
         freshens: Option<Freshened>,
     ) -> Record {
@@ -316,7 +313,7 @@ impl Fill {
             route,
             cost: answer.cost,
             tenant,
-            head,
+            head: answer.head.write(),
             body,
             packs,
             freshens,
@@ -371,18 +368,17 @@ impl Storing {
         if let Some(etag) = &etag {
             head.headers.insert(ETAG, etag.clone());
         }
-        let encoded = encode_head(head.status, &head.headers, etag.is_some());
+        add_length(head.status, &mut head.headers, body.len());
+        let head = Head::new(head.status, &head.headers, etag.is_some());
         let (key, marker) = fill.place(&mut label);
         let answer = Answer {
             key,
-            status: head.status,
-            headers: fields_to_serve(head.status, head.headers, body.len()),
-            etag_is_ours: etag.is_some(),
+            head,
             body,
             probes: Vec::new(),
             cost: Duration::ZERO,
         };
-        fill.store(label, freshness, marker, encoded, answer, None);
+        fill.store(label, freshness, marker, answer, None);
         etag
     }
 

@@ -14,8 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use http::HeaderValue;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -29,9 +27,6 @@ use crate::sync::AtomicU64;
 /// What an answer takes besides its body, its fields and its probes.
 const FLAT_RATE: usize =
     size_of::<Remembered>() + size_of::<Answer>() + 2 * ARC + 2 * SHARED + SLOT;
-
-/// What a field takes besides its name and value: its place in the map.
-const FIELD: usize = 112;
 
 /// The counters of an `Arc`.
 const ARC: usize = 16;
@@ -97,11 +92,15 @@ impl Memory {
     /// `condition`: as of `standing`.
     pub(crate) fn insert(&self, answer: &Answer, condition: Condition, standing: Standing) {
         if let Some(cache) = &self.0 {
+            let answer = Answer {
+                head: answer.head.compact(),
+                ..answer.clone()
+            };
             let remembered = Remembered {
                 condition,
                 asked_at: standing.asked_at,
                 checked: AtomicU64::new(standing.applied),
-                answer: Arc::new(packed(answer)),
+                answer: Arc::new(answer),
             };
             cache.insert(remembered.answer.key, Arc::new(remembered));
         }
@@ -160,24 +159,6 @@ impl Remembered {
     }
 }
 
-/// The same, in no more allocations and bytes than it takes.
-fn packed(answer: &Answer) -> Answer {
-    let mut packed = answer.clone();
-    let mut values = BytesMut::with_capacity(packed.headers.values().map(HeaderValue::len).sum());
-    for value in packed.headers.values() {
-        values.extend_from_slice(value.as_bytes());
-    }
-    let mut values = values.freeze();
-    for value in packed.headers.values_mut() {
-        let bytes = values.split_to(value.len());
-        if let Ok(mut same) = HeaderValue::from_maybe_shared(bytes) {
-            same.set_sensitive(value.is_sensitive());
-            *value = same;
-        }
-    }
-    packed
-}
-
 impl Condition {
     /// What becomes of it as time goes by.
     pub(super) fn later(self, elapsed: Duration) -> Self {
@@ -198,52 +179,18 @@ impl Weighter<Key, Arc<Remembered>> for Weight {
     fn weight(&self, _: &Key, remembered: &Arc<Remembered>) -> u64 {
         let Answer {
             key: _,
-            status: _,
-            headers,
-            etag_is_ours: _,
+            head,
             body,
             probes,
             cost: _,
         } = &*remembered.answer;
-        let fields: usize = headers
-            .iter()
-            .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
-            .sum();
-        (body.len() + fields + 8 * probes.len() + FLAT_RATE) as u64
+        (body.len() + head.weight() + 8 * probes.len() + FLAT_RATE) as u64
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use http::{HeaderMap, StatusCode};
-
     use super::*;
-
-    #[test]
-    fn what_is_kept_is_the_same() {
-        let mut headers = HeaderMap::with_capacity(100);
-        headers.append("x-a", HeaderValue::from_static("1"));
-        headers.append("x-b", HeaderValue::from_bytes(b"\xff \t").expect("a value"));
-        headers.append("x-a", HeaderValue::from_static(""));
-        let mut secret = HeaderValue::from_static("2");
-        secret.set_sensitive(true);
-        headers.append("x-a", secret);
-        let answer = Answer {
-            key: Key::from_bytes(&[7; 32]).expect("a key"),
-            status: StatusCode::OK,
-            headers,
-            etag_is_ours: true,
-            body: Bytes::from_static(b"body"),
-            probes: vec![1, 2],
-            cost: Duration::from_secs(1),
-        };
-        let kept = packed(&answer);
-        assert_eq!(format!("{kept:?}"), format!("{answer:?}"));
-        assert_eq!(kept.headers, answer.headers);
-        let sensitive = |value: &HeaderValue| value.is_sensitive();
-        assert!(kept.headers.get_all("x-a").iter().any(sensitive));
-    }
 
     #[test]
     fn time_makes_fresh_answers_old_and_stale() {

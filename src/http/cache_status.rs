@@ -2,14 +2,14 @@
 
 use std::fmt::Write;
 
+use http::StatusCode;
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap, StatusCode};
 
 use super::fields::digits;
 use super::reuse::Condition;
 use super::storable::NotStored;
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Why a request was neither looked up nor its answer stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -159,17 +159,13 @@ pub(crate) enum CacheStatus {
 }
 
 impl CacheStatus {
-    /// Adds this cache as the last member: the one closest to the client (RFC 9211 §2).
-    pub(crate) fn add_to(self, headers: &mut HeaderMap) {
-        let value = match self {
+    /// What is said of this cache. It is added as the last member: the one closest to the client (RFC 9211 §2).
+    pub(crate) fn last_member(self) -> Option<HeaderValue> {
+        match self {
             Self::Hit { condition } if condition.stale_for.is_zero() => {
                 fresh_hit(condition.fresh_for.as_secs())
             }
             _ => HeaderValue::try_from(self.member()).ok(),
-        };
-        if let Some(value) = value {
-            // too many header lines already: the answer matters more than its explanation
-            let _ = headers.try_append(CACHE_STATUS, value);
         }
     }
 
@@ -265,9 +261,8 @@ mod tests {
     fn members_are_those_of_rfc_9211() {
         let (status, why) = (StatusCode::OK, Forward::Miss);
         let member = |s: CacheStatus| s.member();
-        let mut headers = HeaderMap::new();
-        CacheStatus::Hit { condition: FRESH }.add_to(&mut headers);
-        assert_eq!(headers["cache-status"], "pgcache; hit; ttl=1");
+        let fresh = CacheStatus::Hit { condition: FRESH };
+        assert_eq!(fresh.last_member().expect("text"), "pgcache; hit; ttl=1");
         let stale = Condition {
             fresh_for: Duration::ZERO,
             stale_for: Duration::from_secs(7),
@@ -324,17 +319,6 @@ mod tests {
                 reason: Bypass::Method
             }),
             "pgcache; fwd=method; fwd-status=200"
-        );
-    }
-
-    #[test]
-    fn the_member_comes_after_those_of_inner_caches() {
-        let mut headers = HeaderMap::new();
-        headers.insert("cache-status", HeaderValue::from_static("inner; hit"));
-        CacheStatus::Hit { condition: FRESH }.add_to(&mut headers);
-        assert_eq!(
-            headers.get_all("cache-status").iter().collect::<Vec<_>>(),
-            ["inner; hit", "pgcache; hit; ttl=1"]
         );
     }
 }

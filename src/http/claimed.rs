@@ -11,25 +11,27 @@
 //! 4. What asks the inner service to take the request for one with another method is no question that a cache
 //!    can answer.
 
+use crate::notable::Notable;
 use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Uri};
 
-const OVERRIDES: [HeaderName; 3] = [
+pub(crate) static OVERRIDES: [HeaderName; 3] = [
     HeaderName::from_static("x-http-method-override"),
     HeaderName::from_static("x-http-method"),
     HeaderName::from_static("x-method-override"),
 ];
 
 /// The claims, as bytes that are the same for the same claims only; empty if there are none.
-pub(crate) fn claims(uri: &Uri, request: &HeaderMap) -> Vec<u8> {
+pub(crate) fn claims(uri: &Uri, request: &HeaderMap, notable: Notable) -> Vec<u8> {
     let mut found: Vec<(&str, Vec<u8>)> = Vec::new(); // allocates with the first
+    let has_any = notable.has(Notable::CLAIMS);
     if let Some(authority) = uri
         .authority()
         .filter(|a| has_capitals(a.as_str().as_bytes()))
     {
         found.push((":authority", authority.as_str().as_bytes().to_vec()));
     }
-    for (name, value) in request {
+    for (name, value) in request.iter().filter(|_| has_any) {
         if is_claim(name) || (*name == HOST && has_capitals(value.as_bytes())) {
             found.push((name.as_str(), value.as_bytes().to_vec()));
         } else if *name == FORWARDED {
@@ -48,35 +50,35 @@ pub(crate) fn claims(uri: &Uri, request: &HeaderMap) -> Vec<u8> {
     bytes
 }
 
-fn has_capitals(authority: &[u8]) -> bool {
+pub(crate) fn has_capitals(authority: &[u8]) -> bool {
     authority.iter().any(u8::is_ascii_uppercase)
 }
 
-fn is_claim(name: &HeaderName) -> bool {
+pub(crate) const CLAIMS: [&str; 18] = [
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-protocol",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-path",
+    "x-forwarded-uri",
+    "x-host",
+    "x-original-host",
+    "x-http-host-override",
+    "x-scheme",
+    "x-url-scheme",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "front-end-https",
+];
+
+pub(crate) fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str();
     // the usual field is done with at its first letters
-    (name.starts_with("x-") || name.starts_with("fr"))
-        && matches!(
-            name,
-            "x-forwarded-host"
-                | "x-forwarded-proto"
-                | "x-forwarded-protocol"
-                | "x-forwarded-scheme"
-                | "x-forwarded-ssl"
-                | "x-forwarded-port"
-                | "x-forwarded-prefix"
-                | "x-forwarded-path"
-                | "x-forwarded-uri"
-                | "x-host"
-                | "x-original-host"
-                | "x-http-host-override"
-                | "x-scheme"
-                | "x-url-scheme"
-                | "x-original-url"
-                | "x-original-uri"
-                | "x-rewrite-url"
-                | "front-end-https"
-        )
+    (name.starts_with("x-") || name.starts_with("fr")) && CLAIMS.contains(&name)
 }
 
 /// Without the parameters `for` and `by`; `None` if there is nothing else. Divided as a parser would that knows
@@ -133,8 +135,12 @@ mod tests {
         headers
     }
 
+    fn claims_of(uri: Uri, request: &HeaderMap) -> Vec<u8> {
+        claims(&uri, request, Notable::of(request))
+    }
+
     fn claimed(claimed: &[(&str, &str)]) -> Vec<u8> {
-        claims(&Uri::from_static("/"), &fields(claimed))
+        claims_of(Uri::from_static("/"), &fields(claimed))
     }
 
     fn forwarded(value: &str) -> Option<String> {
@@ -184,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_spelling_of_an_authority_counts_where_it_is_unusual() {
-        let of = |uri: &'static str| claims(&Uri::from_static(uri), &HeaderMap::new());
+        let of = |uri: &'static str| claims_of(Uri::from_static(uri), &HeaderMap::new());
         assert!(of("http://a.example/X").is_empty());
         assert_ne!(of("http://A.example/"), of("http://a.Example/"));
         assert_ne!(of("http://A.example/"), claimed(&[("host", "A.example")]));

@@ -19,9 +19,10 @@ use http::header::{
 };
 use http::{HeaderMap, StatusCode};
 
+use super::cache_status::CACHE_STATUS;
 use super::fields::stored_fields;
 
-const CONDITIONALS: [HeaderName; 6] = [
+pub(crate) static CONDITIONALS: [HeaderName; 6] = [
     IF_MATCH,
     IF_NONE_MATCH,
     IF_MODIFIED_SINCE,
@@ -50,8 +51,6 @@ const OF_A_BODY: [HeaderName; 9] = [
     HeaderName::from_static("digest"),
     HeaderName::from_static("repr-digest"),
 ];
-
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What the preconditions of a GET or HEAD come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

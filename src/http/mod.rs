@@ -10,5 +10,6 @@ pub(crate) mod partial;
 pub(crate) mod range;
 pub(crate) mod reuse;
 pub(crate) mod storable;
+pub(crate) mod stored_head;
 pub(crate) mod structured;
 pub(crate) mod vary;

@@ -28,9 +28,12 @@ pub(crate) enum Vary {
 
 /// What the answer says that it depends on.
 pub(crate) fn vary_of(response: &HeaderMap) -> Vary {
-    let names: Result<Vec<_>, _> = response
-        .get_all(VARY)
-        .into_iter()
+    vary(response.get_all(VARY).into_iter())
+}
+
+/// The same of the lines of `Vary`.
+pub(crate) fn vary<'a>(lines: impl Iterator<Item = &'a HeaderValue>) -> Vary {
+    let names: Result<Vec<_>, _> = lines
         .flat_map(|line| line.as_bytes().split(|&b| b == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|member| !member.is_empty())

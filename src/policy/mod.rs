@@ -176,6 +176,17 @@ pub enum ClientCache {
     Unchanged,
 }
 
+impl ClientCache {
+    /// The value of `Cache-Control`.
+    pub(crate) fn field(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Revalidate => Some(HeaderValue::from_static("private, no-cache")),
+            Self::Field(value) => Some(value.clone()),
+            Self::Unchanged => None,
+        }
+    }
+}
+
 pub(crate) type KeyFn = dyn Fn(&RequestHead<'_>) -> String + Send + Sync;
 type WitnessFn = dyn Fn(&Extensions) -> bool + Send + Sync;
 type HeadFn = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;

@@ -47,7 +47,7 @@ impl Errand {
     /// The stored answer, if it may stand in for an error.
     pub(super) fn stand_in(&self) -> Option<&Entry> {
         let entry = self.stored.as_deref()?;
-        let says = directives(&entry.headers, self.read.policy.targets());
+        let says = directives(&entry.head.fields(), self.read.policy.targets());
         may_stand_in(entry.condition, &says, self.read.policy.stale).then_some(entry)
     }
 }
@@ -56,7 +56,7 @@ impl Errand {
 /// little: within the second that it names there may have been a change after the answer (RFC 9110 §8.8.2.2), and
 /// only the handler's clock could tell.
 fn validators(entry: &Entry) -> Option<HeaderMap> {
-    let mut validators = revalidation(&entry.headers, entry.etag_is_ours)?;
+    let mut validators = revalidation(&entry.head.fields(), entry.head.etag_is_ours)?;
     if !entry.condition.valid {
         validators.remove(IF_MODIFIED_SINCE);
     }

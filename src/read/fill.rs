@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::answer::Outcome;
+use crate::answer::{Fields, Outcome};
 use crate::body::{ResponseBody, collected};
 use crate::call::{Answered, Caching, Call};
 use crate::engine::{Asked, Entry, Fill, StoredHead};
@@ -92,7 +92,8 @@ impl<S> Call<S> {
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
         let why = errand.why;
-        let Some((headers, body)) = combined((&part.headers, &part.body), (&head.headers, rest))
+        let Some((headers, body)) =
+            combined((&part.head.fields(), &part.body), (&head.headers, rest))
         else {
             return self.misfit(why, head.status);
         };
@@ -119,12 +120,12 @@ impl<S> Call<S> {
         };
         let outcome = Outcome {
             status,
-            headers: head.headers,
+            fields: Fields::Given(head.headers),
             body,
             age: None,
         };
-        self.cache
-            .explained(errand.read.whole(outcome).answer(None), said)
+        let said = self.cache.said(said);
+        errand.read.whole(outcome).answer(None, said)
     }
 
     /// The inner service has sent a part that does not fit the one that it sent before under the same validator.
@@ -210,7 +211,7 @@ impl<S> Call<S> {
             StatusCode::NOT_MODIFIED => errand.revalidates,
             status => {
                 errand.read.head_only
-                    && status == entry.status
+                    && status == entry.head.status
                     && is_confirmed_by_head(&head, entry)
             }
         };
@@ -237,10 +238,10 @@ impl<S> Call<S> {
         if !is_about_entry(head, entry) {
             return self.stale(entry, &errand, Some(head.status));
         }
-        let mut headers = entry.headers.clone();
+        let mut headers = entry.head.fields();
         freshen(&mut headers, &head.headers);
         let mut judged = response::Response::new(()).into_parts().0;
-        judged.status = entry.status;
+        judged.status = entry.head.status;
         judged.headers = headers;
         judged
             .headers
@@ -250,32 +251,20 @@ impl<S> Call<S> {
         }
         let verdict = self.storable(&mut errand, &judged, remarks, received, Some(entry));
         let entry = entry.with_headers(stored_fields(&judged.headers, received));
-        let response = errand
-            .read
-            .whole((&entry).into())
-            .fresh()
-            .answer(errand.conditionals.as_ref());
-        let status = head.status;
-        match verdict {
+        let whole = errand.read.whole((&entry).into()).fresh();
+        let (why, status) = (errand.why, head.status);
+        let said = match verdict {
             Ok((freshness, label)) => {
                 fill.freshen(&entry, label, freshness);
-                self.cache.explained(
-                    response,
-                    CacheStatus::Stored {
-                        why: errand.why,
-                        status,
-                    },
-                )
+                CacheStatus::Stored { why, status }
             }
-            Err(reason) => self.cache.explained(
-                response,
-                CacheStatus::NotStored {
-                    why: errand.why,
-                    status,
-                    reason,
-                },
-            ),
-        }
+            Err(reason) => CacheStatus::NotStored {
+                why,
+                status,
+                reason,
+            },
+        };
+        whole.answer(errand.conditionals.as_ref(), self.cache.said(said))
     }
 
     /// A stored answer in the place of an error, or of no answer at all.
@@ -285,13 +274,10 @@ impl<S> Call<S> {
         errand: &Errand,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<B>> {
-        let response = errand
-            .read
-            .whole(entry.into())
-            .answer(errand.conditionals.as_ref());
         let why = errand.why;
-        self.cache
-            .explained(response, CacheStatus::StandIn { why, status })
+        let said = self.cache.said(CacheStatus::StandIn { why, status });
+        let whole = errand.read.whole(entry.into());
+        whole.answer(errand.conditionals.as_ref(), said)
     }
 }
 
@@ -307,7 +293,7 @@ fn answered(fill: Option<Fill>) -> Option<Fill> {
 /// invalidated is confirmed by an entity-tag alone: a date cannot tell two changes within a second.
 fn is_confirmed_by_head(head: &response::Parts, entry: &Entry) -> bool {
     let has_tags =
-        head.headers.contains_key(ETAG) && entry.headers.contains_key(ETAG) && !entry.etag_is_ours;
+        head.headers.contains_key(ETAG) && entry.head.contains(&ETAG) && !entry.head.etag_is_ours;
     let has_dates = head.headers.contains_key(LAST_MODIFIED) && entry.condition.valid;
     let same_length =
         content_length(&head.headers).is_none_or(|length| length == entry.body.len() as u64);
@@ -316,11 +302,10 @@ fn is_confirmed_by_head(head: &response::Parts, entry: &Entry) -> bool {
 
 /// Whether a 304 is about this entry; its handler does not know a validator that the cache made.
 fn is_about_entry(head: &response::Parts, entry: &Entry) -> bool {
-    if !entry.etag_is_ours {
-        return is_about(&head.headers, &entry.headers);
+    let mut known_to_the_handler = entry.head.fields();
+    if entry.head.etag_is_ours {
+        known_to_the_handler.remove(ETAG);
     }
-    let mut known_to_the_handler = entry.headers.clone();
-    known_to_the_handler.remove(ETAG);
     is_about(&head.headers, &known_to_the_handler)
 }
 

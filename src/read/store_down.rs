@@ -33,7 +33,7 @@ impl Caching {
     ) -> Option<Response<ResponseBody<B>>> {
         let entry = self.last_known(read, headers, |entry| {
             let condition = entry.condition;
-            let says = directives(&entry.headers, read.policy.targets());
+            let says = directives(&entry.head.fields(), read.policy.targets());
             // fresh as it is, it may be out of date: what RFC 9111 §4.2.4 says of being disconnected
             !condition.fresh_for.is_zero()
                 && !says.forbids_stale()
@@ -52,7 +52,7 @@ impl Caching {
     /// An answer that may take the place of an error.
     fn stand_in(&self, read: &Read, headers: &HeaderMap) -> Option<Entry> {
         self.last_known(read, headers, |entry| {
-            let says = directives(&entry.headers, read.policy.targets());
+            let says = directives(&entry.head.fields(), read.policy.targets());
             may_stand_in(entry.condition, &says, read.policy.stale)
         })
     }
@@ -123,11 +123,9 @@ impl<S> Call<S> {
         engine.count_bypass();
         engine.count_unconfirmed();
         let conditionals = conditionals_of(headers).filter(|_| !read.is_search);
-        let response = read.whole((&entry).into()).answer(conditionals.as_ref());
         let why = Forward::Stale;
-        Some(
-            self.cache
-                .explained(response, CacheStatus::StandIn { why, status }),
-        )
+        let said = self.cache.said(CacheStatus::StandIn { why, status });
+        let whole = read.whole((&entry).into());
+        Some(whole.answer(conditionals.as_ref(), said))
     }
 }

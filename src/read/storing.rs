@@ -6,7 +6,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG};
 use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body;
 
-use crate::answer::{Outcome, add_client_cache};
+use crate::answer::{Fields, Outcome, add_client_cache};
 use crate::body::{Limits, ResponseBody, Teed, tee};
 use crate::call::{Call, group_scopes};
 use crate::engine::{Entry, Fill, Label, StoredHead};
@@ -85,14 +85,13 @@ impl<S> Call<S> {
                 head.headers.extend(etag.map(|etag| (ETAG, etag)));
                 let outcome = Outcome {
                     status,
-                    headers: head.headers,
+                    fields: Fields::Given(head.headers),
                     body,
                     age: None,
                 };
-                let mut response = errand
-                    .read
-                    .whole(outcome)
-                    .answer(errand.conditionals.as_ref());
+                // what is said of the cache is added below
+                let whole = errand.read.whole(outcome);
+                let mut response = whole.answer(errand.conditionals.as_ref(), None);
                 response.extensions_mut().extend(head.extensions);
                 response
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::HeaderName;
 use tokio_postgres::error::SqlState;
@@ -395,15 +395,10 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         row.try_get(column::EXPIRES_AT)?,
     );
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    // one allocation for both
-    let mut head_and_body = BytesMut::with_capacity(head.len() + body.len());
-    head_and_body.extend_from_slice(head);
-    head_and_body.extend_from_slice(body);
-    let head = head_and_body.split_to(head.len()).freeze();
     Ok(Some(Stored::Answer(Found {
-        head,
+        head: Bytes::copy_from_slice(head),
         body: StoredBody {
-            bytes: head_and_body.freeze(),
+            bytes: Bytes::copy_from_slice(body),
             unpacked,
         },
         probes,
