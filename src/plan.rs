@@ -59,8 +59,8 @@ pub(crate) struct Read {
     pub(crate) is_personal: bool,
     /// How many layers of the engine are around this one.
     pub(crate) depth: u32,
-    /// Whether the request has preconditions or ranges.
-    pub(crate) has_conditionals: bool,
+    /// Whether the request has preconditions or ranges, or an outer layer may have put them aside.
+    pub(crate) may_be_conditional: bool,
 }
 
 /// What an answer is stored as. A hit does without it.
@@ -199,7 +199,7 @@ impl Routed<'_> {
             early: policy.early_refresh.map_or(0.0, earliness),
             is_personal: tenant.is_some() || principal.is_some(),
             depth: outside.depth,
-            has_conditionals: notable.has(Notable::CONDITIONALS),
+            may_be_conditional: notable.has(Notable::CONDITIONALS) || outside.depth > 0,
         })
     }
 

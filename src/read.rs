@@ -248,7 +248,7 @@ impl Caching {
         status: CacheStatus,
     ) -> Response<ResponseBody<B>> {
         self.cache.engine.count_hit(read.key, entry.borrow().key);
-        let asks = read.has_conditionals && !read.is_search;
+        let asks = read.may_be_conditional && !read.is_search;
         let conditionals = asks.then(|| conditionals_of(request)).flatten();
         let whole = read.whole(entry.into());
         whole.answer(conditionals.as_ref(), self.said(status))
