@@ -16,10 +16,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 use super::Engine;
 use super::clock::Moment;
@@ -50,8 +50,9 @@ pub(crate) struct Feed {
 #[derive(Debug, Default)]
 struct Reading {
     position: Option<Position>,
-    /// Who waits for the next read.
-    waiting: Vec<oneshot::Sender<ReadOutcome>>,
+    /// Those who wait for the next read, and how many they are.
+    waiting: Arc<Round>,
+    number: usize,
     /// Whether there shall be a next read, even if nobody waits for it.
     wanted: bool,
     /// Whether the task runs that reads.
@@ -60,6 +61,21 @@ struct Reading {
 
 /// Whether there was an epoch.
 type ReadOutcome = Result<bool, Error>;
+
+/// Those who wait for one read. One allocation for all of them: each would be freed by another thread than made it.
+#[derive(Debug, Default)]
+struct Round {
+    outcome: OnceLock<ReadOutcome>,
+    over: Notify,
+}
+
+impl Round {
+    fn end(&self, outcome: ReadOutcome) {
+        // nobody else ends it
+        let _ = self.outcome.set(outcome);
+        self.over.notify_waiters();
+    }
+}
 
 impl Default for Feed {
     fn default() -> Self {
@@ -196,17 +212,34 @@ impl Feed {
     }
 }
 
+/// A round whose read is under way. If that is dropped with its runtime, those who wait get to know.
+struct Departed(Arc<Round>);
+
+impl Drop for Departed {
+    fn drop(&mut self) {
+        if self.0.outcome.get().is_none() {
+            let lost = Error::new(ErrorKind::Closed, "the runtime is shutting down");
+            self.0.end(Err(lost));
+        }
+    }
+}
+
 impl Reading {
-    fn wait(&mut self) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
-        if self.waiting.len() >= MAX_WAITING {
+    fn wait(&mut self) -> Result<Arc<Round>, Error> {
+        if self.number >= MAX_WAITING {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "too many requests wait for news from the database",
             ));
         }
-        let (done, outcome) = oneshot::channel();
-        self.waiting.push(done);
-        Ok(outcome)
+        self.number += 1;
+        Ok(self.waiting.clone())
+    }
+
+    /// Whoever comes now waits for another read.
+    fn depart(&mut self) -> Departed {
+        self.number = 0;
+        Departed(std::mem::take(&mut self.waiting))
     }
 }
 
@@ -214,19 +247,22 @@ impl Engine {
     /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch. Takes
     /// at most the lookup deadline.
     pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
-        self.next_read()?.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Closed,
-                "the runtime is shutting down",
-            ))
-        })
+        let round = self.next_read()?;
+        loop {
+            // in this order: whoever is there before the end is told
+            let over = round.over.notified();
+            if let Some(outcome) = round.outcome.get() {
+                return outcome.clone();
+            }
+            over.await;
+        }
     }
 
-    fn next_read(self: &Arc<Self>) -> Result<oneshot::Receiver<ReadOutcome>, Error> {
+    fn next_read(self: &Arc<Self>) -> Result<Arc<Round>, Error> {
         let mut reading = self.feed.lock();
-        let outcome = reading.wait()?;
+        let round = reading.wait()?;
         self.begin_reading(reading);
-        Ok(outcome)
+        Ok(round)
     }
 
     /// Begins a read, if none is under way.
@@ -256,7 +292,7 @@ impl Drop for Reader {
         if let Some(engine) = &self.0 {
             let mut reading = engine.feed.lock();
             reading.running = false;
-            let lost = std::mem::take(&mut reading.waiting);
+            let lost = reading.depart();
             drop(reading);
             drop(lost);
         }
@@ -265,18 +301,15 @@ impl Drop for Reader {
 
 impl Reader {
     /// Who waits for the read that begins now, and from where it reads; `None`: nobody wants one, and the task has ended.
-    fn next(&mut self) -> Option<(Vec<oneshot::Sender<ReadOutcome>>, Option<Position>)> {
+    fn next(&mut self) -> Option<(Departed, Option<Position>)> {
         let engine = self.0.take()?;
         let mut reading = engine.feed.lock();
-        if reading.waiting.is_empty() && !reading.wanted {
+        if reading.number == 0 && !reading.wanted {
             reading.running = false;
             return None;
         }
         reading.wanted = false;
-        let next = (
-            std::mem::take(&mut reading.waiting),
-            reading.position.clone(),
-        );
+        let next = (reading.depart(), reading.position.clone());
         drop(reading);
         self.0 = Some(engine);
         Some(next)
@@ -286,7 +319,7 @@ impl Reader {
 async fn read_on(mut reader: Reader) {
     let mut timer = Timer::default();
     loop {
-        let Some((waiting, position)) = reader.next() else {
+        let Some((round, position)) = reader.next() else {
             return;
         };
         let Some(engine) = &reader.0 else { return };
@@ -306,10 +339,7 @@ async fn read_on(mut reader: Reader) {
                 false
             }
         });
-        for done in waiting {
-            // who has left does not matter
-            let _ = done.send(outcome.clone());
-        }
+        round.0.end(outcome);
     }
 }
 
@@ -383,7 +413,7 @@ mod tests {
         assert!(waiting.iter().all(Result::is_ok));
         assert!(reading.wait().is_err());
         // the next read takes all of them along
-        reading.waiting.clear();
+        drop(reading.depart());
         assert!(reading.wait().is_ok());
     }
 

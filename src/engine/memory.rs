@@ -8,7 +8,8 @@
 //! 3. Its age counts from when the lookup was sent, on this instance's own clock.
 //! 4. Memory is bounded by bytes. Answers, their fields and their probes count, and a flat rate for the rest;
 //!    `cargo bench --bench memory` tells whether that is the truth.
-//! 5. What is kept has no room to grow, and shares nothing with what is larger.
+//! 5. What is kept has no room to grow, and shares nothing with what is larger but the names of its fields with other
+//!    answers (`http/layout.rs`, which has a bound of its own).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

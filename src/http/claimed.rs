@@ -135,12 +135,12 @@ mod tests {
         headers
     }
 
-    fn claims_of(uri: Uri, request: &HeaderMap) -> Vec<u8> {
-        claims(&uri, request, Notable::of(request))
+    fn claims_of(uri: &Uri, request: &HeaderMap) -> Vec<u8> {
+        claims(uri, request, Notable::of(request))
     }
 
     fn claimed(claimed: &[(&str, &str)]) -> Vec<u8> {
-        claims_of(Uri::from_static("/"), &fields(claimed))
+        claims_of(&Uri::from_static("/"), &fields(claimed))
     }
 
     fn forwarded(value: &str) -> Option<String> {
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_spelling_of_an_authority_counts_where_it_is_unusual() {
-        let of = |uri: &'static str| claims_of(Uri::from_static(uri), &HeaderMap::new());
+        let of = |uri: &'static str| claims_of(&Uri::from_static(uri), &HeaderMap::new());
         assert!(of("http://a.example/X").is_empty());
         assert_ne!(of("http://A.example/"), of("http://a.Example/"));
         assert_ne!(of("http://A.example/"), claimed(&[("host", "A.example")]));

@@ -6,6 +6,7 @@ pub(crate) mod claimed;
 pub(crate) mod conditional;
 pub(crate) mod fields;
 pub(crate) mod invalidation;
+mod layout;
 pub(crate) mod partial;
 pub(crate) mod range;
 pub(crate) mod reuse;

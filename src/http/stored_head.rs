@@ -1,38 +1,22 @@
 //! The head of a stored answer: how it is written down, and how it becomes the head of an answer to a client.
 //!
 //! 1. It is written with the names of all fields first, then the values. The names are the same in most answers of a route,
-//!    so they are read and laid out once, and a head is a [`Layout`] and its values: a field takes 40 bytes and what its value
-//!    has, and not the 112 of a map's.
-//! 2. A layout has room for what is added to each answer. To let a map grow costs more than to copy one with the right size and
-//!    put the values in.
-//! 3. Several lines of one field, their order and every byte of their values are kept.
-//! 4. A process shares the first [`MOST_SHARED`] layouts that it meets, and never forgets them. Later ones, and large ones, belong
-//!    to the heads that have them, and count there: what a head weighs does not depend on what others there are.
+//!    so they are read once, and a head is a [`Layout`] and its values: a field takes 40 bytes and what its value has, and not the
+//!    104 of a map's and what its name has.
+//! 2. Several lines of one field, their order and every byte of their values are kept.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AGE, CACHE_CONTROL, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
 use super::cache_status::CACHE_STATUS;
-
-/// How many layouts are shared.
-const MOST_SHARED: usize = 256;
-
-/// How many lines a shared layout has at most, and how many bytes their names.
-const MOST_LINES: usize = 48;
-const MOST_BYTES: usize = 2048;
+use super::layout::{EMPTY, LAYOUTS, Layout};
 
 /// Says in the status that the cache made the `ETag`.
 const ETAG_IS_OURS: u16 = 1 << 15;
-
-/// What a line takes in a map.
-const LINE: usize = 112;
-
-const EMPTY: HeaderValue = HeaderValue::from_static("");
 
 /// Status and fields of a stored answer.
 #[derive(Debug, Clone)]
@@ -64,11 +48,18 @@ impl Head {
         }
         let names = written(headers.iter().map(|(name, _)| name));
         let values = headers.values().cloned().collect();
-        let layout = shared(&names);
+        let anew = || {
+            let mut fields = HeaderMap::new();
+            for (name, _) in &*headers {
+                // there is room for as many as there are
+                let _ = fields.try_append(name, EMPTY);
+            }
+            LAYOUTS.add(&names, fields)
+        };
         Self {
             status,
             etag_is_ours,
-            layout: layout.unwrap_or_else(|| share(&names, headers.into_owned())),
+            layout: LAYOUTS.get(&names).unwrap_or_else(anew),
             values,
         }
     }
@@ -97,9 +88,9 @@ impl Head {
         let first = u16::from_le_bytes(*first);
         let status = StatusCode::from_u16(first & !ETAG_IS_OURS).ok()?;
         let names = take(&mut rest)?;
-        let layout = match shared(names) {
+        let layout = match LAYOUTS.get(names) {
             Some(layout) => layout,
-            None => share(names, named(names)?),
+            None => LAYOUTS.add(names, named(names)?),
         };
         let mut values = Vec::with_capacity(layout.lines);
         for _ in 0..layout.lines {
@@ -138,18 +129,12 @@ impl Head {
 
     /// What a [compact](Self::compact) one takes besides itself.
     pub(crate) fn weight(&self) -> usize {
-        let own = if self.layout.is_shared {
-            0
-        } else {
-            self.layout.weight()
-        };
-        own + size_of_val(&*self.values) + self.size()
+        self.layout.weight() + size_of_val(&*self.values) + self.size()
     }
 
     /// Name and value of each line.
     fn lines(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        let names = self.layout.map.iter().map(|(name, _)| name);
-        names.zip(&self.values)
+        self.layout.names().zip(&self.values)
     }
 
     /// The values of a field.
@@ -163,8 +148,7 @@ impl Head {
     }
 
     pub(crate) fn contains(&self, name: &HeaderName) -> bool {
-        let is_room = *name == AGE || (*name == CACHE_STATUS && !self.layout.has_cache_status);
-        !is_room && self.layout.map.contains_key(name)
+        self.layout.contains(name)
     }
 
     /// The fields as they are stored.
@@ -178,34 +162,40 @@ impl Head {
         let Added {
             age,
             mut cache_status,
-            cache_control,
+            mut cache_control,
         } = added;
-        let cache_control = cache_control.filter(|_| !layout.has_cache_control);
-        let mut headers = match cache_control {
-            Some(_) => layout.with_cache_control().clone(),
-            None => layout.map.clone(),
-        };
-        let unused = [
-            age.is_none().then_some(AGE),
-            (cache_status.is_none() && !layout.has_cache_status).then_some(CACHE_STATUS),
-        ];
+        if layout.has_cache_control {
+            cache_control = None;
+        }
+        let mut headers = layout.fields(cache_control.is_some() && layout.has_room);
         let mut places = headers.values_mut();
         for (value, place) in self.values.iter().zip(places.by_ref()) {
             *place = value.clone();
         }
-        let mut fill = |value: Option<HeaderValue>| {
-            if let (Some(place), Some(value)) = (places.next(), value) {
-                *place = value;
+        if layout.has_room {
+            let unused = [
+                age.is_none().then_some(AGE),
+                (cache_status.is_none() && !layout.has_cache_status).then_some(CACHE_STATUS),
+            ];
+            // in the order of the layout
+            let mut fill = |value: Option<HeaderValue>| {
+                if let (Some(place), Some(value)) = (places.next(), value) {
+                    *place = value;
+                }
+            };
+            fill(age);
+            if !layout.has_cache_status {
+                fill(cache_status.take());
             }
-        };
-        // as the layout has them
-        fill(age);
-        if !layout.has_cache_status {
-            fill(cache_status.take());
-        }
-        fill(cache_control);
-        for name in unused.into_iter().flatten() {
-            headers.remove(name);
+            fill(cache_control);
+            for name in unused.into_iter().flatten() {
+                headers.remove(name);
+            }
+        } else {
+            // what says who may keep the answer comes first
+            for (name, value) in [(CACHE_CONTROL, cache_control), (AGE, age)] {
+                let _ = value.map(|value| headers.try_append(name, value));
+            }
         }
         if let Some(member) = cache_status {
             // too many lines already: the answer matters more than its explanation
@@ -213,81 +203,6 @@ impl Head {
         }
         headers
     }
-}
-
-/// The names of the fields of a head, and what is added to it, with values that say nothing.
-#[derive(Debug)]
-struct Layout {
-    /// The lines of the head, and then those that it has room for: `Age` and `Cache-Status`.
-    map: HeaderMap,
-    /// The same with room for `Cache-Control`; made when it is wanted.
-    with_cache_control: OnceLock<HeaderMap>,
-    /// How many there are of the head.
-    lines: usize,
-    has_cache_status: bool,
-    has_cache_control: bool,
-    is_shared: bool,
-}
-
-impl Layout {
-    /// That of a head with these fields; `Age` is not among them.
-    fn of(mut map: HeaderMap, is_shared: bool) -> Self {
-        let lines = map.len();
-        let has_cache_status = map.contains_key(CACHE_STATUS);
-        let has_cache_control = map.contains_key(CACHE_CONTROL);
-        map.values_mut().for_each(|value| *value = EMPTY);
-        // a map that is full has no room
-        let _ = map.try_append(AGE, EMPTY);
-        if !has_cache_status {
-            let _ = map.try_append(CACHE_STATUS, EMPTY);
-        }
-        Self {
-            map,
-            with_cache_control: OnceLock::new(),
-            lines,
-            has_cache_status,
-            has_cache_control,
-            is_shared,
-        }
-    }
-
-    fn with_cache_control(&self) -> &HeaderMap {
-        self.with_cache_control.get_or_init(|| {
-            let mut map = self.map.clone();
-            let _ = map.try_append(CACHE_CONTROL, EMPTY);
-            map
-        })
-    }
-
-    /// At most.
-    fn weight(&self) -> usize {
-        let names = self.map.keys().map(|name| name.as_str().len());
-        size_of::<Self>() + 2 * (names.sum::<usize>() + (self.map.len() + 1) * LINE)
-    }
-}
-
-type Layouts = HashMap<Box<[u8]>, Arc<Layout>>;
-
-/// By their names, as they are written.
-static LAYOUTS: LazyLock<RwLock<Layouts>> = LazyLock::new(RwLock::default);
-
-fn shared(names: &[u8]) -> Option<Arc<Layout>> {
-    let layouts = LAYOUTS.read().unwrap_or_else(PoisonError::into_inner);
-    layouts.get(names).cloned()
-}
-
-/// The layout of a head with these fields; shared from now on, if there is room.
-fn share(names: &[u8], fields: HeaderMap) -> Arc<Layout> {
-    let is_small = fields.len() <= MOST_LINES && names.len() <= MOST_BYTES;
-    let mut layouts = LAYOUTS.write().unwrap_or_else(PoisonError::into_inner);
-    if !is_small || (layouts.len() >= MOST_SHARED && !layouts.contains_key(names)) {
-        drop(layouts);
-        return Arc::new(Layout::of(fields, false));
-    }
-    let layout = layouts
-        .entry(names.into())
-        .or_insert_with(|| Arc::new(Layout::of(fields, true)));
-    layout.clone()
 }
 
 /// Names as they are written in a head.
@@ -476,16 +391,5 @@ mod tests {
                 .any(HeaderValue::is_sensitive)
         );
         assert!(compact.etag_is_ours);
-    }
-
-    #[test]
-    fn large_layouts_are_not_shared_and_count() {
-        let names: Vec<String> = (0..=MOST_LINES).map(|n| format!("x-{n}")).collect();
-        let fields: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &b""[..])).collect();
-        let (large, small) = (head(&fields), head(&fields[..MOST_LINES]));
-        assert!(large.weight() - small.weight() > MOST_LINES * LINE);
-        assert_eq!(small.weight(), MOST_LINES * size_of::<HeaderValue>());
-        let read = Head::read(&large.write().into()).expect("a head");
-        assert_eq!(read.fields(), large.fields());
     }
 }

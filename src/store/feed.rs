@@ -102,6 +102,15 @@ impl Store {
                 return Ok(Some(read));
             }
         }
+        // boxed: seldom needed, and what is allocated for each read stays small
+        Box::pin(self.ask_plain_feed(session, position)).await
+    }
+
+    async fn ask_plain_feed(
+        &self,
+        session: &mut Session,
+        position: Option<&Position>,
+    ) -> Result<Option<FeedRead>, Error> {
         let past = position.map(|position| position.snapshot.to_string());
         let client = session.client();
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
