@@ -57,19 +57,14 @@ impl From<&Entry> for Outcome {
 }
 
 /// With its body, if nobody else has it: one that is not shared yet allocates when it is.
-impl From<Arc<Entry>> for Outcome {
-    fn from(entry: Arc<Entry>) -> Self {
-        match Arc::try_unwrap(entry) {
-            Ok(mut own) => {
-                let body = Arc::get_mut(&mut own.answer).map(|answer| take(&mut answer.body));
-                Self {
-                    status: own.head.status,
-                    body: body.unwrap_or_else(|| own.body.clone()),
-                    age: Some(own.condition.age),
-                    fields: Fields::Of(own.answer),
-                }
-            }
-            Err(shared) => (&*shared).into(),
+impl From<Entry> for Outcome {
+    fn from(mut entry: Entry) -> Self {
+        let body = Arc::get_mut(&mut entry.answer).map(|answer| take(&mut answer.body));
+        Self {
+            status: entry.head.status,
+            body: body.unwrap_or_else(|| entry.body.clone()),
+            age: Some(entry.condition.age),
+            fields: Fields::Of(entry.answer),
         }
     }
 }

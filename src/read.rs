@@ -118,7 +118,10 @@ impl Caching {
     {
         async move {
             let asked = match refused {
-                None => self.look_up(&read, request.headers()).await,
+                None => match self.look_for(&read, request.headers(), &asks).await {
+                    Ok(entry) => return Ok(self.hit(entry, &read, request.headers())),
+                    Err(asked) => asked,
+                },
                 Some(reason) => Asked::Unusable(reason),
             };
             if let Asked::Unusable(Bypass::Store) = asked {
@@ -135,20 +138,11 @@ impl Caching {
                 let reuse = self.reuse(&entry, &read, &asks);
                 (entry, reuse)
             });
-            let stored = match stored {
-                Some((entry, Reuse::Serve)) if !entry.is_part() => {
-                    // mostly nobody else has the entry then
-                    drop(asked);
-                    return Ok(self.hit(entry, &read, request.headers()));
+            if let Some((part, Reuse::Serve)) = &stored {
+                if let Some(answer) = self.hit_within(part, &read, request.headers()) {
+                    return Ok(answer);
                 }
-                Some((part, Reuse::Serve)) => {
-                    match self.hit_within(&part, &read, request.headers()) {
-                        Some(answer) => return Ok(answer),
-                        None => Some((part, Reuse::Serve)),
-                    }
-                }
-                stored => stored,
-            };
+            }
             let call = Call::new(self, inner, &request);
             // boxed: a hit does not need the room
             Box::pin(call.read_on(read, asks, request, asked, stored)).await
@@ -164,6 +158,28 @@ impl Caching {
         engine
             .recall(read.key, &variant, staleness, is_of_use)
             .await
+    }
+
+    /// What is stored, if it can be served as it is; else what there is to know.
+    #[allow(clippy::manual_async_fn)] // that has room for its arguments twice
+    fn look_for(
+        &self,
+        read: &Read,
+        headers: &HeaderMap,
+        asks: &RequestDirectives,
+    ) -> impl Future<Output = Result<Entry, Asked>> + Send {
+        async move {
+            let variant = |fields: &[HeaderName]| variant_key(read.key, fields, headers);
+            // what is invalid is decided on once: from the first look on it is known to be
+            let is_of_use = |entry: &Entry| {
+                entry.condition.valid
+                    && !entry.is_part()
+                    && self.reuse(entry, read, asks) == Reuse::Serve
+            };
+            let part = read.may_be_partial().then(|| part_key(read.key));
+            let question = question(read, &variant, part);
+            self.cache.engine.look_for(&question, is_of_use).await
+        }
     }
 
     /// What is stored.

@@ -189,14 +189,36 @@ impl Engine {
     }
 
     /// Looks for an entry in the store. Takes at most the lookup deadline.
+    pub(crate) async fn ask(self: &Arc<Self>, question: Question<'_>) -> Asked {
+        self.find(&question)
+            .await
+            .map_or_else(Asked::Unusable, |found| found.into_asked(self))
+    }
+
+    /// The same, but for an entry that `is_of_use`: there is nothing to fill.
     #[allow(clippy::manual_async_fn)] // that has room for its arguments twice
-    pub(crate) fn ask(
+    pub(crate) fn look_for(
         self: &Arc<Self>,
-        question: Question<'_>,
-    ) -> impl Future<Output = Asked> + Send {
+        question: &Question<'_>,
+        is_of_use: impl Fn(&Entry) -> bool + Send,
+    ) -> impl Future<Output = Result<Entry, Asked>> + Send {
+        async move {
+            let mut found = self.find(question).await.map_err(Asked::Unusable)?;
+            match found.entry.take_if(|entry| is_of_use(entry)) {
+                Some(entry) => Ok(entry),
+                None => Err(found.into_asked(self)),
+            }
+        }
+    }
+
+    #[allow(clippy::manual_async_fn)] // as above
+    fn find(
+        self: &Arc<Self>,
+        question: &Question<'_>,
+    ) -> impl Future<Output = Result<Finding, Bypass>> + Send {
         async move {
             if let Some(reason) = self.refusal() {
-                return Asked::Unusable(reason);
+                return Err(reason);
             }
             self.housekeeper.start(self);
             self.housekeeper.note_traffic();
@@ -205,10 +227,10 @@ impl Engine {
             let deadline = Instant::now() + self.settings.lookup_deadline;
             let looking_up = pin!(async {
                 self.prepared().await?;
-                Ok(self.look_up(&question, deadline).await?)
+                Ok(self.look_up(question, deadline).await?)
             });
             let Some((origin, found)) = self.consult(looking_up).await else {
-                return Asked::Unusable(Bypass::Store);
+                return Err(Bypass::Store);
             };
             self.changes.keep_trying(self);
             self.judge(question.key, standing, origin, found)
@@ -221,43 +243,48 @@ impl Engine {
     }
 
     /// One statement where the fields that a URI's answers vary with are known or there are none; else two.
-    async fn look_up(
+    #[allow(clippy::manual_async_fn)] // as above
+    fn look_up(
         self: &Arc<Self>,
         question: &Question<'_>,
         deadline: Instant,
-    ) -> Result<Option<(Origin, Option<(Key, Found)>)>, Error> {
-        let known = self.varying.get(&question.key);
-        let known = known.as_deref().map(question.variant);
-        let keys = [Some(question.key), known, question.part];
-        let keys = keys.into_iter().flatten().collect();
-        let rows = self.rows(keys, question.invalid_too, deadline);
-        let Some((origin, mut stored)) = rows.await? else {
-            return Ok(None);
-        };
-        // only where there is nothing more
-        let part = question
-            .part
-            .and_then(|part| match take(&mut stored, part) {
-                Some(Stored::Answer(found)) => Some((part, found)),
-                _ => None,
-            });
-        let fields = match take(&mut stored, question.key) {
-            Some(Stored::Answer(found)) => return Ok(Some((origin, Some((question.key, found))))),
-            Some(Stored::Varies(fields)) => fields,
-            None => return Ok(Some((origin, part))),
-        };
-        let variant = (question.variant)(&fields);
-        if known == Some(variant) {
-            return Ok(Some((origin, variant_or(part, variant, stored))));
+    ) -> impl Future<Output = Result<Option<Seen>, Error>> + Send {
+        async move {
+            let known = self.varying.get(&question.key);
+            let known = known.as_deref().map(question.variant);
+            let keys = [Some(question.key), known, question.part];
+            let keys = keys.into_iter().flatten().collect();
+            let rows = self.rows(keys, question.invalid_too, deadline);
+            let Some((origin, mut stored)) = rows.await? else {
+                return Ok(None);
+            };
+            // only where there is nothing more
+            let part = question
+                .part
+                .and_then(|part| match take(&mut stored, part) {
+                    Some(Stored::Answer(found)) => Some((part, found)),
+                    _ => None,
+                });
+            let fields = match take(&mut stored, question.key) {
+                Some(Stored::Answer(found)) => {
+                    return Ok(Some((origin, Some((question.key, found)))));
+                }
+                Some(Stored::Varies(fields)) => fields,
+                None => return Ok(Some((origin, part))),
+            };
+            let variant = (question.variant)(&fields);
+            if known == Some(variant) {
+                return Ok(Some((origin, variant_or(part, variant, stored))));
+            }
+            self.varying.insert(question.key, fields.into());
+            // boxed: seldom needed, and a hit does not need the room
+            Box::pin(async {
+                let rows = self.rows(vec![variant], question.invalid_too, deadline);
+                let of_variant = |(origin, stored)| (origin, variant_or(part, variant, stored));
+                Ok(rows.await?.map(of_variant))
+            })
+            .await
         }
-        self.varying.insert(question.key, fields.into());
-        // boxed: seldom needed, and a hit does not need the room
-        Box::pin(async {
-            let rows = self.rows(vec![variant], question.invalid_too, deadline);
-            let of_variant = |(origin, stored)| (origin, variant_or(part, variant, stored));
-            Ok(rows.await?.map(of_variant))
-        })
-        .await
     }
 
     async fn rows(
@@ -279,7 +306,7 @@ impl Engine {
         mut standing: Standing,
         origin: Origin,
         found: Option<(Key, Found)>,
-    ) -> Asked {
+    ) -> Result<Finding, Bypass> {
         if self.memory.is_on() {
             let position = self.feed.meet(&origin, standing.asked_at);
             standing.applied = position.unwrap_or(standing.applied);
@@ -289,7 +316,7 @@ impl Engine {
             .is_some_and(|(_, found)| self.changes.concern(&found.probes))
         {
             // a change that we know of and could not write down yet
-            return Asked::Unusable(Bypass::Store);
+            return Err(Bypass::Store);
         }
         let entry = found.and_then(|(key, found)| {
             let Found {
@@ -332,7 +359,35 @@ impl Engine {
         if let Some(entry) = entry.as_ref().filter(|entry| entry.is_worth_remembering()) {
             self.memory.insert(&entry.answer, entry.condition, standing);
         }
-        let fill = Fill::new(self.clone(), key, standing, origin, entry);
+        Ok(Finding {
+            key,
+            standing,
+            origin,
+            entry,
+        })
+    }
+}
+
+/// Where and when a lookup looked, and what it found.
+type Seen = (Origin, Option<(Key, Found)>);
+
+/// What a lookup says.
+struct Finding {
+    key: Key,
+    standing: Standing,
+    origin: Origin,
+    entry: Option<Entry>,
+}
+
+impl Finding {
+    fn into_asked(self, engine: &Arc<Engine>) -> Asked {
+        let Self {
+            key,
+            standing,
+            origin,
+            entry,
+        } = self;
+        let fill = Fill::new(engine.clone(), key, standing, origin, entry);
         Asked::Known(Box::new(fill))
     }
 }
