@@ -70,6 +70,18 @@ struct Round {
 }
 
 impl Round {
+    /// What the read came to.
+    async fn outcome(&self) -> ReadOutcome {
+        loop {
+            // in this order: whoever is there before the end is told
+            let over = self.over.notified();
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            over.await;
+        }
+    }
+
     fn end(&self, outcome: ReadOutcome) {
         // nobody else ends it
         let _ = self.outcome.set(outcome);
@@ -248,14 +260,7 @@ impl Engine {
     /// at most the lookup deadline.
     pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
         let round = self.next_read()?;
-        loop {
-            // in this order: whoever is there before the end is told
-            let over = round.over.notified();
-            if let Some(outcome) = round.outcome.get() {
-                return outcome.clone();
-            }
-            over.await;
-        }
+        round.outcome().await
     }
 
     fn next_read(self: &Arc<Self>) -> Result<Arc<Round>, Error> {
@@ -415,6 +420,27 @@ mod tests {
         // the next read takes all of them along
         drop(reading.depart());
         assert!(reading.wait().is_ok());
+    }
+
+    /// As it is when the task that reads is dropped with its runtime.
+    #[tokio::test]
+    async fn who_waits_for_a_read_that_is_given_up_gets_to_know() {
+        let feed = Feed::default();
+        let (first, under_way) = {
+            let mut reading = feed.lock();
+            (reading.wait().expect("room"), reading.depart())
+        };
+        let later = feed.lock().wait().expect("room");
+        let waiting = tokio::spawn(async move { first.outcome().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(under_way);
+        let told = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+        let told = told.expect("nobody is told").expect("no panic");
+        assert!(told.is_err());
+        assert!(later.outcome.get().is_none(), "that is another read");
+        feed.lock().depart().0.end(Ok(true));
+        assert_eq!(later.outcome().await.ok(), Some(true));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! 1. A layout is a map with values that say nothing. To copy it and put the values in takes less than to build a map.
 //! 2. It has room for what is added to each answer. To let a map grow costs more than all the rest of a hit.
-//! 3. A process shares [`MOST_SHARED`] layouts: half a megabyte as heads usually are, three at most. When there are as many, those that no head has make room. What finds none, and
-//!    what is large, belongs to its head alone and counts there: what a head weighs does not depend on what others there are.
+//! 3. A process shares [`MOST_SHARED`] layouts: half a megabyte as heads usually are, four or five at most. When there are as
+//!    many, those that no head has make room. What finds none, and what is large, belongs to its head alone and counts there,
+//!    for as long as the head is kept.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,8 +22,11 @@ const MOST_SHARED: usize = 256;
 const MOST_LINES: usize = 48;
 const MOST_BYTES: usize = 2048;
 
-/// While all are in use, one in so many looks whether that is still so.
+/// While there is room for so many at most, one in so many looks whether that is still so.
 const LOOK_AGAIN: usize = 64;
+
+/// A head with more lines has no room for others: the map might be full. (Below some 6,500 it is not, whatever the names.)
+const MOST_WITH_ROOM: usize = 4096;
 
 /// What a line takes in a map.
 const LINE: usize = 120;
@@ -39,7 +43,7 @@ pub(super) struct Layout {
     with_cache_control: OnceLock<HeaderMap>,
     /// How many there are of the head.
     pub(super) lines: usize,
-    /// Hardly any head has so many lines that there is none.
+    /// Hardly any head has so many lines that it has none.
     pub(super) has_room: bool,
     pub(super) has_cache_status: bool,
     pub(super) has_cache_control: bool,
@@ -52,10 +56,12 @@ impl Layout {
         let lines = map.len();
         let has_cache_status = map.contains_key(CACHE_STATUS);
         let has_cache_control = map.contains_key(CACHE_CONTROL);
-        let has_room = map.try_append(AGE, EMPTY).is_ok()
-            && (has_cache_status || map.try_append(CACHE_STATUS, EMPTY).is_ok());
-        if !has_room {
-            map.remove(AGE);
+        let has_room = lines <= MOST_WITH_ROOM;
+        if has_room {
+            map.append(AGE, EMPTY);
+        }
+        if has_room && !has_cache_status {
+            map.append(CACHE_STATUS, EMPTY);
         }
         Self {
             // a copy has just the room that it takes
@@ -70,13 +76,14 @@ impl Layout {
     }
 
     /// The fields to put values into: those of the head, and what is added, in the order of [`map`](Self::map).
+    /// `with_cache_control`: of a head that has room.
     pub(super) fn fields(&self, with_cache_control: bool) -> HeaderMap {
         if !with_cache_control {
             return self.map.clone();
         }
         let with_it = self.with_cache_control.get_or_init(|| {
             let mut map = self.map.clone();
-            let _ = map.try_append(CACHE_CONTROL, EMPTY);
+            map.append(CACHE_CONTROL, EMPTY);
             map.clone()
         });
         with_it.clone()
@@ -123,28 +130,42 @@ impl Layouts {
     /// The layout of a head with these fields, whose values say nothing; shared from now on, if there is room.
     pub(super) fn add(&self, names: &[u8], fields: HeaderMap) -> Arc<Layout> {
         let is_small = fields.len() <= MOST_LINES && names.len() <= MOST_BYTES;
-        if !is_small || self.is_full() {
-            return Arc::new(Layout::of(fields, false));
+        let was_full = self.is_full.load(Ordering::Relaxed);
+        let looks = !was_full || self.refused.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == 0;
+        if is_small && looks {
+            if let Some(layout) = self.share(names, &fields, was_full) {
+                return layout;
+            }
         }
-        let layout = Arc::new(Layout::of(fields, true));
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_SHARED {
-            known.retain(|_, layout| Arc::strong_count(layout) > 1);
-        }
-        let is_full = known.len() >= MOST_SHARED;
-        self.is_full.store(is_full, Ordering::Relaxed);
-        if is_full {
-            drop(known);
-            let fields = layout.names().map(|name| (name.clone(), EMPTY)).collect();
-            return Arc::new(Layout::of(fields, false));
-        }
-        known.entry(names.into()).or_insert(layout).clone()
+        Arc::new(Layout::of(fields, false))
     }
 
-    /// As far as is known.
-    fn is_full(&self) -> bool {
-        self.is_full.load(Ordering::Relaxed)
-            && self.refused.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN != 0
+    /// `None`: there is no room.
+    fn share(&self, names: &[u8], fields: &HeaderMap, was_full: bool) -> Option<Arc<Layout>> {
+        let layout = Arc::new(Layout::of(fields.clone(), true));
+        // freed when the others may go on
+        let mut unused = Vec::new();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(names) {
+            return Some(known.clone());
+        }
+        if was_full || known.len() >= MOST_SHARED {
+            known.retain(|_, layout| {
+                let is_used = Arc::strong_count(layout) > 1;
+                if !is_used {
+                    unused.push(layout.clone());
+                }
+                is_used
+            });
+            let is_full = known.len() + LOOK_AGAIN > MOST_SHARED;
+            self.is_full.store(is_full, Ordering::Relaxed);
+        }
+        let has_room = known.len() < MOST_SHARED;
+        if has_room {
+            known.insert(names.into(), layout.clone());
+        }
+        drop(known);
+        has_room.then_some(layout)
     }
 }
 
