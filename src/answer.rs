@@ -6,17 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::body::ResponseBody;
 use crate::engine::{Answer, Entry};
-use crate::http::cache_status::CACHE_STATUS;
 use crate::http::conditional::{Verdict, evaluate, for_not_modified};
 use crate::http::fields::{has_content, number};
 use crate::http::range::{self, Ranged};
 use crate::http::stored_head::Added;
-use crate::policy::ClientCache;
 
 /// An answer that is complete.
 #[derive(Debug)]
@@ -42,7 +40,7 @@ pub(crate) struct Whole {
     pub(crate) outcome: Outcome,
     pub(crate) head_only: bool,
     /// What other caches are told, if the answer belongs to somebody.
-    pub(crate) client_cache: Option<ClientCache>,
+    pub(crate) cache_control: Option<HeaderValue>,
 }
 
 impl From<&Entry> for Outcome {
@@ -86,7 +84,7 @@ impl Whole {
         let Self {
             outcome,
             head_only,
-            client_cache,
+            cache_control,
         } = self;
         let Outcome {
             status,
@@ -100,14 +98,14 @@ impl Whole {
         };
         let headers = fields.with(Added {
             age: age.map(|age| number(age.as_secs())),
-            cache_control: client_cache.as_ref().and_then(ClientCache::field),
+            cache_control,
             cache_status: with_all,
         });
         let (status, mut headers, body) = match conditionals {
             Some(conditionals) => conditional(conditionals, status, headers, body, head_only),
             None => (status, headers, body),
         };
-        add_cache_status(&mut headers, afterwards);
+        Added::status(afterwards).append_to(&mut headers);
         if has_content(status) && !headers.contains_key(CONTENT_LENGTH) {
             headers.insert(CONTENT_LENGTH, number(body.len() as u64));
         }
@@ -159,31 +157,9 @@ impl Fields {
         match self {
             Self::Of(answer) => answer.head.fields_with(added),
             Self::Given(mut headers) => {
-                headers.extend(added.age.map(|age| (AGE, age)));
-                add_cache_control(&mut headers, added.cache_control);
-                add_cache_status(&mut headers, added.cache_status);
+                added.append_to(&mut headers);
                 headers
             }
         }
     }
-}
-
-/// Where the answer says nothing itself.
-fn add_cache_control(headers: &mut HeaderMap, value: Option<HeaderValue>) {
-    if let Some(value) = value {
-        headers.entry(CACHE_CONTROL).or_insert(value);
-    }
-}
-
-pub(crate) fn add_cache_status(headers: &mut HeaderMap, member: Option<HeaderValue>) {
-    if let Some(member) = member {
-        // too many header lines already: the answer matters more than its explanation
-        let _ = headers.try_append(CACHE_STATUS, member);
-    }
-}
-
-/// Tells browsers and other caches what they may do with an answer that belongs to somebody and says nothing
-/// itself.
-pub(crate) fn add_client_cache(headers: &mut HeaderMap, setting: Option<&ClientCache>) {
-    add_cache_control(headers, setting.and_then(ClientCache::field));
 }

@@ -8,7 +8,6 @@ use http::{HeaderMap, Request, Response, StatusCode, response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::answer::add_cache_status;
 use crate::body::ResponseBody;
 use crate::cache::PgCache;
 use crate::domain::{Domain, Scope};
@@ -16,6 +15,7 @@ use crate::engine::ChangeGuard;
 use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus};
 use crate::http::invalidation::{is_safe, linked_paths, represents_target, says_unchanged};
+use crate::http::stored_head::Added;
 use crate::http::structured::{groups, is_too_long};
 use crate::nesting::{Learned, Mark};
 use crate::plan::{Change, Plan, Subject};
@@ -67,7 +67,7 @@ impl Caching {
         mut response: Response<B>,
         status: CacheStatus,
     ) -> Response<B> {
-        add_cache_status(response.headers_mut(), self.said(status));
+        Added::status(self.said(status)).append_to(response.headers_mut());
         response
     }
 }

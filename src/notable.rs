@@ -61,14 +61,10 @@ fn kinds_of(name: &HeaderName, value: &HeaderValue) -> Notable {
 mod tests {
     use super::*;
     use crate::http::claimed::CLAIMS;
+    use crate::http::fields_of;
 
     fn of(fields: &[(&str, &str)]) -> Notable {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            headers.append(name, HeaderValue::from_str(value).expect("a value"));
-        }
-        Notable::of(&headers)
+        Notable::of(&fields_of(fields))
     }
 
     #[test]

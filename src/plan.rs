@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, Request, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body::Body;
 
 use crate::answer::{Outcome, Whole};
@@ -91,14 +91,17 @@ impl Read {
         Whole {
             outcome,
             head_only: self.head_only,
-            client_cache: self.client_cache(),
+            cache_control: self.client_cache(),
         }
     }
 
     /// What other caches are told about an answer that belongs to somebody.
-    pub(crate) fn client_cache(&self) -> Option<ClientCache> {
-        self.is_personal
-            .then(|| self.policy.client_cache.clone().unwrap_or_default())
+    pub(crate) fn client_cache(&self) -> Option<HeaderValue> {
+        let setting = self.policy.client_cache.as_ref();
+        let setting = self
+            .is_personal
+            .then(|| setting.unwrap_or(&ClientCache::Revalidate));
+        setting.and_then(ClientCache::field)
     }
 }
 
@@ -228,12 +231,11 @@ impl Routed<'_> {
         let refusals = [
             (rules.is_wrong(), Bypass::Misconfigured),
             (
-                notable.has(Notable::UPGRADE) && request::asks_to_upgrade(head.headers),
+                request::asks_to_upgrade(head.headers, notable),
                 Bypass::Upgrade,
             ),
             (
-                notable.has(Notable::OVERRIDES)
-                    && asks_for_another_method(head.method, head.headers),
+                asks_for_another_method(head.method, head.headers, notable),
                 Bypass::Method,
             ),
             (policy.bypass == Some(true), Bypass::Route),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderName, Request, Uri};
 use http_body::Body;
 
@@ -55,13 +55,13 @@ pub(crate) fn is_text_for_postgres(name: &str) -> bool {
 }
 
 /// RFC 9110 §7.8: the request may end in another protocol.
-pub(crate) fn asks_to_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn asks_to_upgrade(headers: &HeaderMap, notable: Notable) -> bool {
     let lists_upgrade = |line: &http::HeaderValue| {
         line.as_bytes()
             .split(|&b| b == b',')
             .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
     };
-    headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(lists_upgrade)
+    notable.has(Notable::UPGRADE) && headers.get_all(CONNECTION).iter().any(lists_upgrade)
 }
 
 /// Whether there is anything that a handler could read.
@@ -104,10 +104,6 @@ pub(crate) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
-        // the usual one, looked at once
-        (Some(host), None) if uri.authority().is_none() && is_plain(host.as_bytes()) => {
-            return host.to_str().ok().map(Cow::Borrowed);
-        }
         (Some(host), None) => Some(lower_case(host.to_str().ok()?)),
         (Some(_), Some(_)) => return None,
     };
@@ -119,13 +115,6 @@ pub(crate) fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<Cow<
         (of_uri, host) => of_uri.or(host).unwrap_or_default(),
     };
     (!authority.contains('@')).then_some(authority)
-}
-
-/// Lower case, and nothing but what the usual host and port are made of.
-fn is_plain(authority: &[u8]) -> bool {
-    authority
-        .iter()
-        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b':' | b'-' | b'.'))
 }
 
 fn lower_case(text: &str) -> Cow<'_, str> {
@@ -205,8 +194,12 @@ mod tests {
             ("connection", b"keep-alive, Upgrade"),
             ("upgrade", b"websocket"),
         ];
-        assert!(asks_to_upgrade(request("/", upgrade).headers()));
-        assert!(!asks_to_upgrade(request("/", &upgrade[1..]).headers()));
+        let asks = |fields| {
+            let request = request("/", fields);
+            asks_to_upgrade(request.headers(), Notable::of(request.headers()))
+        };
+        assert!(asks(upgrade));
+        assert!(!asks(&upgrade[1..]));
     }
 
     #[test]

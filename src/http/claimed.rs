@@ -24,14 +24,14 @@ pub(crate) static OVERRIDES: [HeaderName; 3] = [
 /// The claims, as bytes that are the same for the same claims only; empty if there are none.
 pub(crate) fn claims(uri: &Uri, request: &HeaderMap, notable: Notable) -> Vec<u8> {
     let mut found: Vec<(&str, Vec<u8>)> = Vec::new(); // allocates with the first
-    let has_any = notable.has(Notable::CLAIMS);
     if let Some(authority) = uri
         .authority()
         .filter(|a| has_capitals(a.as_str().as_bytes()))
     {
         found.push((":authority", authority.as_str().as_bytes().to_vec()));
     }
-    for (name, value) in request.iter().filter(|_| has_any) {
+    let may_claim = notable.has(Notable::CLAIMS).then_some(request);
+    for (name, value) in may_claim.into_iter().flatten() {
         if is_claim(name) || (*name == HOST && has_capitals(value.as_bytes())) {
             found.push((name.as_str(), value.as_bytes().to_vec()));
         } else if *name == FORWARDED {
@@ -76,9 +76,7 @@ pub(crate) const CLAIMS: [&str; 18] = [
 ];
 
 pub(crate) fn is_claim(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    // the usual field is done with at its first letters
-    (name.starts_with("x-") || name.starts_with("fr")) && CLAIMS.contains(&name)
+    CLAIMS.contains(&name.as_str())
 }
 
 /// Without the parameters `for` and `by`; `None` if there is nothing else. Divided as a parser would that knows
@@ -114,10 +112,16 @@ fn is_address(parameter: &[u8]) -> bool {
 }
 
 /// Whether the inner service may take the request for one with another method.
-pub(crate) fn asks_for_another_method(method: &Method, request: &HeaderMap) -> bool {
+pub(crate) fn asks_for_another_method(
+    method: &Method,
+    request: &HeaderMap,
+    notable: Notable,
+) -> bool {
     let method = method.as_str().as_bytes();
-    OVERRIDES
-        .iter()
+    let overrides = notable.has(Notable::OVERRIDES).then_some(&OVERRIDES);
+    overrides
+        .into_iter()
+        .flatten()
         .flat_map(|name| request.get_all(name))
         .any(|value| !value.as_bytes().eq_ignore_ascii_case(method))
 }
@@ -125,22 +129,14 @@ pub(crate) fn asks_for_another_method(method: &Method, request: &HeaderMap) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fields(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            headers.append(name, HeaderValue::from_str(value).expect("a value"));
-        }
-        headers
-    }
+    use crate::http::fields_of;
 
     fn claims_of(uri: &Uri, request: &HeaderMap) -> Vec<u8> {
         claims(uri, request, Notable::of(request))
     }
 
     fn claimed(claimed: &[(&str, &str)]) -> Vec<u8> {
-        claims_of(&Uri::from_static("/"), &fields(claimed))
+        claims_of(&Uri::from_static("/"), &fields_of(claimed))
     }
 
     fn forwarded(value: &str) -> Option<String> {
@@ -219,13 +215,15 @@ mod tests {
 
     #[test]
     fn another_method_is_one_that_differs() {
-        let asks = |method: &Method, value| {
-            asks_for_another_method(method, &fields(&[("x-http-method", value)]))
+        let asks_with = |method: &Method, request: &HeaderMap| {
+            asks_for_another_method(method, request, Notable::of(request))
         };
+        let asks =
+            |method: &Method, value| asks_with(method, &fields_of(&[("x-http-method", value)]));
         assert!(asks(&Method::GET, "DELETE"));
         assert!(asks(&Method::HEAD, "GET"));
         assert!(asks(&Method::GET, ""));
         assert!(!asks(&Method::GET, "get"));
-        assert!(!asks_for_another_method(&Method::GET, &fields(&[])));
+        assert!(!asks_with(&Method::GET, &HeaderMap::new()));
     }
 }

@@ -304,20 +304,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::fields_of as map;
 
     const EARLIER: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
     const DAY: &str = "Fri, 02 Jan 2026 00:00:00 GMT";
     const LATER: &str = "Sat, 03 Jan 2026 00:00:00 GMT";
-
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            let value = HeaderValue::from_bytes(value.as_bytes()).expect("a value");
-            headers.append(name, value);
-        }
-        headers
-    }
 
     fn verdict(request: &[(&str, &str)], stored: &[(&str, &str)]) -> Verdict {
         evaluate(&map(request), &map(stored), StatusCode::OK)

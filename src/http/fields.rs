@@ -115,14 +115,10 @@ pub(crate) fn digits(mut n: u64, buffer: &mut [u8; 20]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::fields_of;
 
     fn map(fields: &[(&str, &[u8])]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            headers.append(name, HeaderValue::from_bytes(value).expect("a value"));
-        }
-        headers
+        fields_of(fields)
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// That of a head with these fields; `Age` is not among them.
-    fn of(mut map: HeaderMap, is_shared: bool) -> Self {
+    fn of(mut map: HeaderMap) -> Self {
         let lines = map.len();
         let has_cache_status = map.contains_key(CACHE_STATUS);
         let has_cache_control = map.contains_key(CACHE_CONTROL);
@@ -71,7 +71,7 @@ impl Layout {
             has_room,
             has_cache_status,
             has_cache_control,
-            is_shared,
+            is_shared: false,
         }
     }
 
@@ -92,12 +92,6 @@ impl Layout {
     /// Of the lines of the head.
     pub(super) fn names(&self) -> impl Iterator<Item = &HeaderName> {
         self.map.iter().map(|(name, _)| name).take(self.lines)
-    }
-
-    /// Whether the head has such a field.
-    pub(super) fn contains(&self, name: &HeaderName) -> bool {
-        let is_room = *name == AGE || (*name == CACHE_STATUS && !self.has_cache_status);
-        !is_room && self.map.contains_key(name)
     }
 
     /// What it adds to the weight of a head.
@@ -129,25 +123,23 @@ impl Layouts {
 
     /// The layout of a head with these fields, whose values say nothing; shared from now on, if there is room.
     pub(super) fn add(&self, names: &[u8], fields: HeaderMap) -> Arc<Layout> {
-        let is_small = fields.len() <= MOST_LINES && names.len() <= MOST_BYTES;
+        let layout = Layout::of(fields);
+        let is_small = layout.lines <= MOST_LINES && names.len() <= MOST_BYTES;
         let was_full = self.is_full.load(Ordering::Relaxed);
         let looks = !was_full || self.refused.fetch_add(1, Ordering::Relaxed) % LOOK_AGAIN == 0;
         if is_small && looks {
-            if let Some(layout) = self.share(names, &fields, was_full) {
-                return layout;
-            }
+            self.share(names, layout, was_full)
+        } else {
+            Arc::new(layout)
         }
-        Arc::new(Layout::of(fields, false))
     }
 
-    /// `None`: there is no room.
-    fn share(&self, names: &[u8], fields: &HeaderMap, was_full: bool) -> Option<Arc<Layout>> {
-        let layout = Arc::new(Layout::of(fields.clone(), true));
+    fn share(&self, names: &[u8], layout: Layout, was_full: bool) -> Arc<Layout> {
         // freed when the others may go on
         let mut unused = Vec::new();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.get(names) {
-            return Some(known.clone());
+            return known.clone();
         }
         if was_full || known.len() >= MOST_SHARED {
             known.retain(|_, layout| {
@@ -160,12 +152,15 @@ impl Layouts {
             let is_full = known.len() + LOOK_AGAIN > MOST_SHARED;
             self.is_full.store(is_full, Ordering::Relaxed);
         }
-        let has_room = known.len() < MOST_SHARED;
-        if has_room {
+        let is_shared = known.len() < MOST_SHARED;
+        let layout = Arc::new(Layout {
+            is_shared,
+            ..layout
+        });
+        if is_shared {
             known.insert(names.into(), layout.clone());
         }
-        drop(known);
-        has_room.then_some(layout)
+        layout
     }
 }
 

@@ -14,3 +14,16 @@ pub(crate) mod storable;
 pub(crate) mod stored_head;
 pub(crate) mod structured;
 pub(crate) mod vary;
+
+/// Fields for tests.
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+pub(crate) fn fields_of<V: AsRef<[u8]>>(fields: &[(&str, V)]) -> http::HeaderMap {
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in fields {
+        let name: http::HeaderName = name.parse().expect("a name");
+        let value = http::HeaderValue::from_bytes(value.as_ref()).expect("a value");
+        headers.append(name, value);
+    }
+    headers
+}

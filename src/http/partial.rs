@@ -126,14 +126,7 @@ fn strong(headers: &HeaderMap) -> Option<&HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn map(fields: &[(&'static str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(*name, value.parse().expect("a value"));
-        }
-        headers
-    }
+    use crate::http::fields_of as map;
 
     fn part(range: &str, etag: &str) -> HeaderMap {
         map(&[("content-range", range), ("etag", etag), ("x-a", range)])

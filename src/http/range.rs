@@ -306,19 +306,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http::fields_of as map;
 
     const BODY: Bytes = Bytes::from_static(b"0123456789");
     const MONDAY: &str = "Mon, 05 Jan 2026 00:00:00 GMT";
     const A_SECOND_LATER: &str = "Mon, 05 Jan 2026 00:00:01 GMT";
-
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            headers.append(name, value.parse().expect("a value"));
-        }
-        headers
-    }
 
     fn ranged(range: &str) -> Ranged {
         apply(&map(&[("range", range)]), &HeaderMap::new(), &BODY)

@@ -39,6 +39,30 @@ pub(crate) struct Added {
     pub(crate) cache_status: Option<HeaderValue>,
 }
 
+impl Added {
+    /// Nothing but what is said of this cache.
+    pub(crate) fn status(cache_status: Option<HeaderValue>) -> Self {
+        Self {
+            cache_status,
+            ..Self::default()
+        }
+    }
+
+    /// To fields that have no room laid out for it.
+    pub(crate) fn append_to(self, headers: &mut HeaderMap) {
+        let cache_control = self.cache_control;
+        let cache_control = cache_control.filter(|_| !headers.contains_key(CACHE_CONTROL));
+        // what says who may keep the answer comes first: with too many lines already, the answer matters more than the rest
+        for (name, value) in [
+            (CACHE_CONTROL, cache_control),
+            (AGE, self.age),
+            (CACHE_STATUS, self.cache_status),
+        ] {
+            let _ = value.map(|value| headers.try_append(name, value));
+        }
+    }
+}
+
 impl Head {
     /// Without `Age`, which is computed for each answer.
     pub(crate) fn new(status: StatusCode, headers: &HeaderMap, etag_is_ours: bool) -> Self {
@@ -145,13 +169,12 @@ impl Head {
         &'a self,
         name: &'a HeaderName,
     ) -> impl Iterator<Item = &'a HeaderValue> {
-        let lines = self.contains(name).then(|| self.lines());
-        let of_it = lines.into_iter().flatten().filter(move |(n, _)| *n == name);
+        let of_it = self.lines().filter(move |(n, _)| *n == name);
         of_it.map(|(_, value)| value)
     }
 
     pub(crate) fn contains(&self, name: &HeaderName) -> bool {
-        self.layout.contains(name)
+        self.get_all(name).next().is_some()
     }
 
     /// The fields as they are stored.
@@ -160,25 +183,21 @@ impl Head {
     }
 
     /// The fields of an answer to a client.
-    pub(crate) fn fields_with(&self, added: Added) -> HeaderMap {
+    pub(crate) fn fields_with(&self, mut added: Added) -> HeaderMap {
         let layout = &*self.layout;
-        let Added {
-            age,
-            mut cache_status,
-            mut cache_control,
-        } = added;
         if layout.has_cache_control {
-            cache_control = None;
+            added.cache_control = None;
         }
-        let mut headers = layout.fields(cache_control.is_some() && layout.has_room);
+        let mut headers = layout.fields(added.cache_control.is_some() && layout.has_room);
         let mut places = headers.values_mut();
         for (value, place) in self.values.iter().zip(places.by_ref()) {
             *place = value.clone();
         }
         if layout.has_room {
+            let has_place = !layout.has_cache_status;
             let unused = [
-                age.is_none().then_some(AGE),
-                (cache_status.is_none() && !layout.has_cache_status).then_some(CACHE_STATUS),
+                added.age.is_none().then_some(AGE),
+                (has_place && added.cache_status.is_none()).then_some(CACHE_STATUS),
             ];
             // in the order of the layout
             let mut fill = |value: Option<HeaderValue>| {
@@ -186,24 +205,16 @@ impl Head {
                     *place = value;
                 }
             };
-            fill(age);
-            if !layout.has_cache_status {
-                fill(cache_status.take());
+            fill(added.age.take());
+            if has_place {
+                fill(added.cache_status.take());
             }
-            fill(cache_control);
+            fill(added.cache_control.take());
             for name in unused.into_iter().flatten() {
                 headers.remove(name);
             }
-        } else {
-            // what says who may keep the answer comes first
-            for (name, value) in [(CACHE_CONTROL, cache_control), (AGE, age)] {
-                let _ = value.map(|value| headers.try_append(name, value));
-            }
         }
-        if let Some(member) = cache_status {
-            // too many lines already: the answer matters more than its explanation
-            let _ = headers.try_append(CACHE_STATUS, member);
-        }
+        added.append_to(&mut headers);
         headers
     }
 }
@@ -246,14 +257,10 @@ mod tests {
     use http::header::{CONTENT_TYPE, ETAG, VARY};
 
     use super::*;
+    use crate::http::fields_of;
 
     fn map(fields: &[(&str, &[u8])]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            let name: HeaderName = name.parse().expect("a name");
-            headers.append(name, HeaderValue::from_bytes(value).expect("a value"));
-        }
-        headers
+        fields_of(fields)
     }
 
     fn head(fields: &[(&str, &[u8])]) -> Head {

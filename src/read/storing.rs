@@ -6,7 +6,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG};
 use http::{HeaderMap, HeaderName, Response, StatusCode, response};
 use http_body::Body;
 
-use crate::answer::{Fields, Outcome, add_client_cache};
+use crate::answer::{Fields, Outcome};
 use crate::body::{Limits, ResponseBody, Teed, tee};
 use crate::call::{Call, group_scopes};
 use crate::engine::{Entry, Fill, Label, StoredHead};
@@ -15,6 +15,7 @@ use crate::http::cache_status::CacheStatus;
 use crate::http::fields::stored_fields;
 use crate::http::partial;
 use crate::http::storable::{Freshness, NotStored, judge};
+use crate::http::stored_head::Added;
 use crate::http::structured::{groups, is_too_long};
 use crate::http::vary::{Vary, vary_of};
 use crate::plan::Subject;
@@ -96,7 +97,11 @@ impl<S> Call<S> {
                 response
             }
             Teed::Streaming(body) => {
-                add_client_cache(&mut head.headers, errand.read.client_cache().as_ref());
+                let added = Added {
+                    cache_control: errand.read.client_cache(),
+                    ..Added::default()
+                };
+                added.append_to(&mut head.headers);
                 Response::from_parts(head, body)
             }
             Teed::Broken(error) => match errand.stand_in() {
