@@ -22,7 +22,7 @@ use crate::http::cache_status::Bypass;
 use crate::http::reuse::Condition;
 use crate::http::stored_head::Head;
 use crate::key::Key;
-use crate::store::{Found, Lookup, Origin, Stored};
+use crate::store::{Found, Keyed, Keys, Lookup, Origin, Stored};
 use crate::sync::Handle;
 
 /// What to ask for: the key of a URI, and how the key of a variant comes about.
@@ -86,6 +86,9 @@ impl Engine {
         max_staleness: Duration,
         is_of_use: impl Fn(&Entry) -> bool,
     ) -> Recalled {
+        if !self.memory.is_on() {
+            return Recalled::Nothing;
+        }
         let now = Moment::now();
         let Some((remembered, entry)) = self.remembered(key, variant, now, is_of_use) else {
             return Recalled::Nothing;
@@ -133,31 +136,35 @@ impl Engine {
 
     /// Waits for a read of the feed that begins now, or later.
     pub(super) async fn catch_up(self: &Arc<Self>) -> bool {
+        let now = Instant::now();
         let catching_up = pin!(async {
-            self.prepared().await?;
+            self.prepared(now).await?;
             Ok(self.barrier().await?.then_some(()))
         });
-        self.consult(catching_up).await.is_some()
+        self.consult(now, catching_up).await.is_some()
     }
 
-    async fn prepared(self: &Arc<Self>) -> Result<(), Fault> {
+    /// Returns what time it is then.
+    async fn prepared(self: &Arc<Self>, now: Instant) -> Result<Instant, Fault> {
         if self.readiness.is_ready() {
-            return Ok(());
+            return Ok(now);
         }
         // boxed: hardly ever needed, and large
         let within = self.settings.lookup_deadline;
         Box::pin(in_time(within, self.readiness.ensure(self)))
             .await
-            .map_err(Fault::Unprepared)
+            .map_err(Fault::Unprepared)?;
+        Ok(Instant::now())
     }
 
     /// Asks the database, unless it is known not to answer; `None`: there is no answer. `asking` returns `None` where
     /// there is no epoch. (It is pinned by the caller, since a future that is handed over takes its room twice.)
     async fn consult<T>(
         self: &Arc<Self>,
+        now: Instant,
         asking: Pin<&mut impl Future<Output = Result<Option<T>, Fault>>>,
     ) -> Option<T> {
-        let attempt = self.reads.admit()?;
+        let attempt = self.reads.admit(now)?;
         match asking.await {
             Ok(Some(answer)) => {
                 attempt.succeeded();
@@ -224,12 +231,13 @@ impl Engine {
             self.housekeeper.note_traffic();
             self.start_listening();
             let standing = Standing::now(&self.feed);
-            let deadline = Instant::now() + self.settings.lookup_deadline;
+            let now = Instant::now();
+            let deadline = now + self.settings.lookup_deadline;
             let looking_up = pin!(async {
-                self.prepared().await?;
-                Ok(self.look_up(question, deadline).await?)
+                let now = self.prepared(now).await?;
+                Ok(self.look_up(question, now, deadline).await?)
             });
-            let Some((origin, found)) = self.consult(looking_up).await else {
+            let Some((origin, found)) = self.consult(now, looking_up).await else {
                 return Err(Bypass::Store);
             };
             self.changes.keep_trying(self);
@@ -247,6 +255,7 @@ impl Engine {
     fn look_up(
         self: &Arc<Self>,
         question: &Question<'_>,
+        now: Instant,
         deadline: Instant,
     ) -> impl Future<Output = Result<Option<Seen>, Error>> + Send {
         async move {
@@ -254,7 +263,7 @@ impl Engine {
             let known = known.as_deref().map(question.variant);
             let keys = [Some(question.key), known, question.part];
             let keys = keys.into_iter().flatten().collect();
-            let rows = self.rows(keys, question.invalid_too, deadline);
+            let rows = self.rows(keys, question.invalid_too, now, deadline);
             let Some((origin, mut stored)) = rows.await? else {
                 return Ok(None);
             };
@@ -279,7 +288,8 @@ impl Engine {
             self.varying.insert(question.key, fields.into());
             // boxed: seldom needed, and a hit does not need the room
             Box::pin(async {
-                let rows = self.rows(vec![variant], question.invalid_too, deadline);
+                let keys = Keys::from_elem(variant, 1);
+                let rows = self.rows(keys, question.invalid_too, Instant::now(), deadline);
                 let of_variant = |(origin, stored)| (origin, variant_or(part, variant, stored));
                 Ok(rows.await?.map(of_variant))
             })
@@ -289,12 +299,13 @@ impl Engine {
 
     async fn rows(
         self: &Arc<Self>,
-        keys: Vec<Key>,
+        keys: Keys,
         invalid_too: bool,
+        now: Instant,
         deadline: Instant,
-    ) -> Result<Option<(Origin, Vec<(Key, Stored)>)>, Error> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        Ok(match self.store.lookup(keys, invalid_too, left).await? {
+    ) -> Result<Option<(Arc<Origin>, Keyed)>, Error> {
+        let found = self.store.lookup(keys, invalid_too, now, deadline).await?;
+        Ok(match found {
             Lookup::Rows { origin, stored } => Some((origin, stored)),
             Lookup::NoEpoch => None,
         })
@@ -304,8 +315,8 @@ impl Engine {
         self: &Arc<Self>,
         key: Key,
         mut standing: Standing,
-        origin: Origin,
-        found: Option<(Key, Found)>,
+        origin: Arc<Origin>,
+        found: Option<(Key, Box<Found>)>,
     ) -> Result<Finding, Bypass> {
         if self.memory.is_on() {
             let position = self.feed.meet(&origin, standing.asked_at);
@@ -330,7 +341,7 @@ impl Engine {
                 snapshot,
                 cost,
                 probes,
-            } = found;
+            } = *found;
             // a head that does not decode was stored by a program that wrote it in another way
             let head = Head::read(&head)?;
             let packed = body.is_packed().then(|| Box::new(body.clone()));
@@ -369,13 +380,13 @@ impl Engine {
 }
 
 /// Where and when a lookup looked, and what it found.
-type Seen = (Origin, Option<(Key, Found)>);
+type Seen = (Arc<Origin>, Option<(Key, Box<Found>)>);
 
 /// What a lookup says.
 struct Finding {
     key: Key,
     standing: Standing,
-    origin: Origin,
+    origin: Arc<Origin>,
     entry: Option<Entry>,
 }
 
@@ -387,6 +398,7 @@ impl Finding {
             origin,
             entry,
         } = self;
+        let origin = Arc::unwrap_or_clone(origin);
         let fill = Fill::new(engine.clone(), key, standing, origin, entry);
         Asked::Known(Box::new(fill))
     }
@@ -407,10 +419,10 @@ impl From<Error> for Fault {
 
 /// What stands under the key of a variant; if nothing, the part.
 fn variant_or(
-    part: Option<(Key, Found)>,
+    part: Option<(Key, Box<Found>)>,
     variant: Key,
-    mut stored: Vec<(Key, Stored)>,
-) -> Option<(Key, Found)> {
+    mut stored: Keyed,
+) -> Option<(Key, Box<Found>)> {
     match take(&mut stored, variant) {
         Some(Stored::Answer(found)) => Some((variant, found)),
         _ => part,
@@ -418,7 +430,7 @@ fn variant_or(
 }
 
 /// What stands under a key.
-fn take(stored: &mut Vec<(Key, Stored)>, key: Key) -> Option<Stored> {
+fn take(stored: &mut Keyed, key: Key) -> Option<Stored> {
     let at = stored.iter().position(|(k, _)| *k == key)?;
     Some(stored.swap_remove(at).1)
 }

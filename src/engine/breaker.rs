@@ -136,15 +136,15 @@ impl Breaker {
     }
 
     /// `None`: the store is not to be asked.
-    pub(super) fn admit(&self) -> Option<Attempt<'_>> {
+    pub(super) fn admit(&self, now: Instant) -> Option<Attempt<'_>> {
         let is_probe = if self.disturbed.load(Ordering::Acquire) {
-            self.lock().admit(Instant::now())?
+            self.lock().admit(now)?
         } else {
             false
         };
         Some(Attempt {
             breaker: self,
-            asked_at: Instant::now(),
+            asked_at: now,
             is_probe,
             decided: false,
         })
@@ -301,7 +301,7 @@ mod tests {
 
     fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
-            let attempt = breaker.admit().expect("closed");
+            let attempt = breaker.admit(Instant::now()).expect("closed");
             attempt.failed(&error(ErrorKind::Timeout));
         }
     }
@@ -311,10 +311,10 @@ mod tests {
         let breaker = Breaker::new("test");
         for _ in 0..3 {
             fail(&breaker, FAILURES - 1);
-            breaker.admit().expect("closed").succeeded();
+            breaker.admit(Instant::now()).expect("closed").succeeded();
         }
         fail(&breaker, FAILURES);
-        assert!(breaker.admit().is_none());
+        assert!(breaker.admit(Instant::now()).is_none());
     }
 
     #[test]
@@ -323,13 +323,16 @@ mod tests {
         fail(&breaker, FAILURES);
         for _ in 0..3 {
             breaker.hurry();
-            let probe = breaker.admit().expect("half open");
-            assert!(breaker.admit().is_none());
+            let probe = breaker.admit(Instant::now()).expect("half open");
+            assert!(breaker.admit(Instant::now()).is_none());
             drop(probe);
-            assert!(breaker.admit().is_none(), "a pause first");
+            assert!(breaker.admit(Instant::now()).is_none(), "a pause first");
         }
         breaker.hurry();
-        breaker.admit().expect("half open").succeeded();
-        assert!(breaker.admit().is_some() && breaker.admit().is_some());
+        breaker
+            .admit(Instant::now())
+            .expect("half open")
+            .succeeded();
+        assert!(breaker.admit(Instant::now()).is_some() && breaker.admit(Instant::now()).is_some());
     }
 }

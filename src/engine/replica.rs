@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::Engine;
 use super::breaker::Breaker;
@@ -47,7 +48,7 @@ impl Replica {
 
     /// `None`: there is no telling.
     async fn look(&self, engine: &Engine) -> Option<Sight> {
-        let attempt = self.health.admit()?;
+        let attempt = self.health.admit(Instant::now())?;
         let within = engine.settings.lookup_deadline;
         let error = match look(&self.source, &self.looks, within).await {
             Ok(sight) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 
 use super::Origin;
-use super::lookup::{self, Asking, Brought, Fetched};
+use super::lookup::{self, Asking, Brought, Fetched, Line, Shared};
 use super::queue::Question;
 use crate::error::Error;
 use crate::key::Key;
@@ -17,12 +17,12 @@ pub(super) struct Batch {
     /// Which lookups each key belongs to, in order.
     wanted: Vec<(Key, usize)>,
     /// Of the first statement.
-    origin: Option<Origin>,
+    origin: Option<Arc<Origin>>,
 }
 
 struct Open {
     question: Question,
-    rows: Vec<(Key, Arc<Fetched>)>,
+    rows: Fetched,
     /// How many of its keys have no row so far.
     missing: usize,
 }
@@ -35,15 +35,15 @@ impl Batch {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        let open = questions.into_iter().enumerate().map(|(index, question)| {
-            let missing = wanted.iter().filter(|(_, i)| *i == index).count();
-            Some(Open {
-                missing,
-                rows: Vec::with_capacity(missing),
-                question,
-            })
+        let open = questions.into_iter().map(|question| Open {
+            question,
+            rows: Fetched::new(),
+            missing: 0,
         });
-        let open: Vec<_> = open.collect();
+        let mut open: Vec<_> = open.map(Some).collect();
+        for (_, index) in &wanted {
+            open[*index].iter_mut().for_each(|open| open.missing += 1);
+        }
         Self {
             open,
             wanted,
@@ -70,35 +70,39 @@ impl Batch {
     pub(super) fn add(&mut self, row: Row) -> Result<(), Error> {
         let origin = match self.origin.take() {
             Some(origin) => origin,
-            None => lookup::origin(&row)?,
+            None => Arc::new(lookup::origin(&row)?),
         };
         if let Some(key) = lookup::key(&row)? {
             let only_as_invalid = lookup::is_only_as_invalid(&row)?;
-            self.give(key, only_as_invalid, Fetched::new(row), &origin);
+            let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
+            let readers = self.wanted[first..].iter();
+            let readers = readers.take_while(|(wanted, _)| *wanted == key).count();
+            if readers == 1 {
+                self.give(first, only_as_invalid, Line::Own(row), &origin);
+            } else {
+                let shared = Shared::new(row);
+                for at in first..first + readers {
+                    let line = Line::Shared(shared.clone());
+                    self.give(at, only_as_invalid, line, &origin);
+                }
+            }
         }
         self.origin = Some(origin);
         Ok(())
     }
 
-    fn give(&mut self, key: Key, only_as_invalid: bool, row: Arc<Fetched>, origin: &Origin) {
-        let mut row = Some(row);
-        let first = self.wanted.partition_point(|(wanted, _)| *wanted < key);
-        let readers = self.wanted[first..].partition_point(|(wanted, _)| *wanted == key);
-        for at in first..first + readers {
-            let index = self.wanted[at].1;
-            let Some(open) = &mut self.open[index] else {
-                continue;
-            };
-            open.missing = open.missing.saturating_sub(1);
-            if open.question.invalid_too || !only_as_invalid {
-                let is_last = at + 1 == first + readers;
-                let own = if is_last { row.take() } else { row.clone() };
-                open.rows.extend(own.map(|row| (key, row)));
-            }
-            if open.missing == 0 {
-                if let Some(open) = self.open[index].take() {
-                    open.tell(origin.clone());
-                }
+    /// To the one who wants it there.
+    fn give(&mut self, at: usize, only_as_invalid: bool, line: Line, origin: &Arc<Origin>) {
+        let (key, index) = self.wanted[at];
+        let place = &mut self.open[index];
+        let Some(open) = place else { return };
+        open.missing = open.missing.saturating_sub(1);
+        if open.question.invalid_too || !only_as_invalid {
+            open.rows.push((key, line));
+        }
+        if open.missing == 0 {
+            if let Some(open) = place.take() {
+                open.tell(origin.clone());
             }
         }
     }
@@ -120,7 +124,7 @@ impl Batch {
 }
 
 impl Open {
-    fn tell(self, origin: Origin) {
+    fn tell(self, origin: Arc<Origin>) {
         let rows = self.rows;
         self.question.tell(Ok(Brought::Rows { origin, rows }));
     }

@@ -23,20 +23,18 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::batch::Batch;
 use super::kept::Session;
-use super::lookup;
+use super::lookup::{self, Keys};
 use super::patience::Outstanding;
 use super::queue::{Question, Queue, Waiting};
 use super::reply::{Reply, reply};
 use super::{Deadline, Lookup, Store};
 use crate::error::{Error, ErrorKind};
-use crate::key::Key;
 
 /// How many lookups may wait. What comes then has no answer.
 const MAX_WAITING: usize = 8192;
@@ -82,25 +80,29 @@ impl Lanes {
 }
 
 impl Store {
-    /// `invalid_too`: also entries that are invalid and have no validator.
+    /// `invalid_too`: also entries that are invalid and have no validator. `now`: so that the clock is read once for all that a
+    /// request does.
     pub(crate) fn lookup(
         self: &Arc<Self>,
-        keys: Vec<Key>,
+        keys: Keys,
         invalid_too: bool,
-        within: Duration,
+        now: Instant,
+        until: Instant,
     ) -> impl Future<Output = Result<Lookup, Error>> + Send {
-        let since = Instant::now();
-        let deadline = Deadline::after(within);
+        let deadline = Deadline {
+            at: until,
+            within: until.saturating_duration_since(now),
+        };
         let (answer, reply) = reply();
         let question = Question {
             keys,
             invalid_too,
-            until: deadline.at,
+            until,
             answer,
         };
         let waiting = Waiting {
             question,
-            since,
+            since: now,
             alone: false,
         };
         let enqueued = self.enqueue(waiting, deadline, &reply);
@@ -116,8 +118,9 @@ impl Store {
         deadline: Deadline,
         reply: &Reply,
     ) -> Result<(), Error> {
+        let now = lookup.since;
         let mut queue = self.lanes.lock();
-        queue.forget_given_up(lookup.since);
+        queue.forget_given_up(now);
         if queue.waiting.len() >= MAX_WAITING {
             return Err(Error::new(
                 ErrorKind::Unavailable,
@@ -126,29 +129,40 @@ impl Store {
         }
         queue.waiting.push_back(lookup);
         let is_unminded = queue.outstanding.add(deadline, reply.expiry());
+        let lane = self.begin_lane_if_needed(&mut queue, now);
         drop(queue);
+        self.start_lane(lane);
         if is_unminded {
             self.mind();
         }
-        self.start_lane_if_needed();
         Ok(())
     }
 
     pub(super) fn start_lane_if_needed(self: &Arc<Self>) {
-        let limit = || self.lanes.limit.unwrap_or_else(|| self.default_limit());
         let now = Instant::now();
         let mut queue = self.lanes.lock();
         queue.forget_given_up(now);
-        if queue.is_served(None, now) || (queue.lanes() > 0 && queue.lanes() >= limit()) {
-            return;
-        }
-        let lane = queue.begin(now);
-        // a runtime that is shutting down drops the task here, and that takes the lock
+        let lane = self.begin_lane_if_needed(&mut queue, now);
         drop(queue);
-        tokio::spawn(run(Lane {
-            store: self.clone(),
-            number: Some(lane),
-        }));
+        self.start_lane(lane);
+    }
+
+    /// The number of the lane to be started.
+    fn begin_lane_if_needed(&self, queue: &mut Queue, now: Instant) -> Option<u64> {
+        let limit = || self.lanes.limit.unwrap_or_else(|| self.default_limit());
+        let is_enough =
+            queue.is_served(None, now) || (queue.lanes() > 0 && queue.lanes() >= limit());
+        (!is_enough).then(|| queue.begin(now))
+    }
+
+    /// Without the lock: a runtime that is shutting down drops the task here, and that takes it.
+    fn start_lane(self: &Arc<Self>, lane: Option<u64>) {
+        if lane.is_some() {
+            tokio::spawn(run(Lane {
+                store: self.clone(),
+                number: lane,
+            }));
+        }
     }
 
     /// Half of the pool is left to the application.

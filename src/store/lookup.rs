@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::HeaderName;
+use smallvec::SmallVec;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts};
 use tokio_postgres::{GenericClient, Row, RowStream};
@@ -23,23 +24,24 @@ use crate::key::Key;
 #[derive(Debug)]
 pub(crate) enum Lookup {
     /// What there is, perhaps nothing. Whoever fills or replaces something begins at the origin.
-    Rows {
-        origin: Origin,
-        stored: Vec<(Key, Stored)>,
-    },
+    Rows { origin: Arc<Origin>, stored: Keyed },
     /// The epoch is missing or another database's, or this server is no primary.
     NoEpoch,
 }
 
+/// What one lookup asks for: a URI, a variant of it, a part of it.
+pub(crate) type Keys = SmallVec<[Key; 2]>;
+
+pub(crate) type Keyed = SmallVec<[(Key, Stored); 1]>;
+
 /// The same, as it came.
 #[derive(Debug)]
 pub(super) enum Brought {
-    Rows {
-        origin: Origin,
-        rows: Vec<(Key, Arc<Fetched>)>,
-    },
+    Rows { origin: Arc<Origin>, rows: Fetched },
     NoEpoch,
 }
+
+pub(super) type Fetched = SmallVec<[(Key, Line); 1]>;
 
 impl Brought {
     /// By whoever asked: the lane that has brought it has others to ask for.
@@ -47,22 +49,40 @@ impl Brought {
         let Self::Rows { origin, rows } = self else {
             return Ok(Lookup::NoEpoch);
         };
-        let mut stored = Vec::with_capacity(rows.len());
-        for (key, row) in rows {
-            stored.extend(row.read(key, origin.at)?.map(|stored| (key, stored)));
+        let mut stored = Keyed::new();
+        for (key, line) in rows {
+            stored.extend(line.read(key, origin.at)?.map(|stored| (key, stored)));
         }
         Ok(Lookup::Rows { origin, stored })
     }
 }
 
+/// A row.
+#[derive(Debug)]
+pub(super) enum Line {
+    /// Of one lookup.
+    Own(Row),
+    /// Of several.
+    Shared(Arc<Shared>),
+}
+
+impl Line {
+    fn read(self, key: Key, at: f64) -> Result<Option<Stored>, Error> {
+        match self {
+            Self::Own(row) => read(&row, key, at),
+            Self::Shared(shared) => shared.read(key, at),
+        }
+    }
+}
+
 /// A row, and what stands in it once the first of those who asked has read it.
 #[derive(Debug)]
-pub(super) struct Fetched {
+pub(super) struct Shared {
     row: Row,
     stored: OnceLock<Result<Option<Stored>, Error>>,
 }
 
-impl Fetched {
+impl Shared {
     pub(super) fn new(row: Row) -> Arc<Self> {
         Arc::new(Self {
             row,
@@ -70,21 +90,16 @@ impl Fetched {
         })
     }
 
-    fn read(self: Arc<Self>, key: Key, at: f64) -> Result<Option<Stored>, Error> {
-        match Arc::try_unwrap(self) {
-            Ok(Self { row, stored }) => stored.into_inner().unwrap_or_else(|| read(&row, key, at)),
-            Err(shared) => {
-                let stored = || read(&shared.row, key, at);
-                shared.stored.get_or_init(stored).clone()
-            }
-        }
+    fn read(&self, key: Key, at: f64) -> Result<Option<Stored>, Error> {
+        let stored = || read(&self.row, key, at);
+        self.stored.get_or_init(stored).clone()
     }
 }
 
 /// What stands under a key.
 #[derive(Debug, Clone)]
 pub(crate) enum Stored {
-    Answer(Found),
+    Answer(Box<Found>),
     /// The answers for this URI vary with these fields, and each has a key of its own.
     Varies(Vec<HeaderName>),
 }
@@ -395,7 +410,7 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         row.try_get(column::EXPIRES_AT)?,
     );
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    Ok(Some(Stored::Answer(Found {
+    Ok(Some(Stored::Answer(Box::new(Found {
         head: Bytes::copy_from_slice(head),
         body: StoredBody {
             bytes: Bytes::copy_from_slice(body),
@@ -409,7 +424,7 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         checksum,
         cost: seconds(row.try_get(column::COST)?),
         snapshot,
-    })))
+    }))))
 }
 
 /// A `timestamptz` in seconds since 1970.

@@ -47,7 +47,7 @@ pub(crate) use connection::{Connection, Lazy, Nowhere, Source};
 pub(crate) use feed::{FeedRead, Position};
 pub(crate) use housekeeping::{Bounds, Step, Stock};
 pub(crate) use lease::Claimed;
-pub(crate) use lookup::{Found, Lookup, Stored};
+pub(crate) use lookup::{Found, Keyed, Keys, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
 pub(crate) use packing::{StoredBody, pack};

@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shuttle::rand::{Rng, thread_rng};
+use tokio::time::Instant;
 
 use super::{
-    Claimed, Creation, FeedRead, Found, Lookup, Nowhere, Origin, Position, Record, SchemaName,
-    Snapshot, Source, Store, Stored, StoredBody, Timer, Volume,
+    Claimed, Creation, FeedRead, Found, Keys, Lookup, Nowhere, Origin, Position, Record,
+    SchemaName, Snapshot, Source, Store, Stored, StoredBody, Timer, Volume,
 };
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
@@ -147,7 +148,7 @@ impl State {
             cost: Duration::ZERO,
             snapshot: Some(row.snapshot.clone()),
         };
-        (valid || invalid_too).then_some((key, Stored::Answer(found)))
+        (valid || invalid_too).then(|| (key, Stored::Answer(Box::new(found))))
     }
 
     fn begin(&mut self) -> u64 {
@@ -426,9 +427,10 @@ impl Database {
 
     pub(crate) async fn lookup(
         self: &Arc<Self>,
-        keys: Vec<Key>,
+        keys: Keys,
         invalid_too: bool,
-        _within: Duration,
+        _now: Instant,
+        _until: Instant,
     ) -> Result<Lookup, Error> {
         self.model.travel().await?;
         let found = {
@@ -436,7 +438,10 @@ impl Database {
             let rows = keys.iter().filter_map(|key| state.found(*key, invalid_too));
             let stored = rows.collect();
             match state.origin() {
-                Some(origin) => Lookup::Rows { origin, stored },
+                Some(origin) => Lookup::Rows {
+                    origin: Arc::new(origin),
+                    stored,
+                },
                 None => Lookup::NoEpoch,
             }
         };

@@ -5,11 +5,10 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::lookup::Brought;
+use super::lookup::{Brought, Keys};
 use super::patience::{Outstanding, PATIENCE};
 use super::reply::Sender;
 use crate::error::Error;
-use crate::key::Key;
 
 /// How many lookups one statement answers at most. Beyond some dozens the statement itself costs next to nothing
 /// for each, and a larger one only delays the first answer.
@@ -50,7 +49,7 @@ pub(super) struct Waiting {
 /// Until its answer is there.
 #[derive(Debug)]
 pub(super) struct Question {
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Keys,
     pub(super) invalid_too: bool,
     /// Nobody waits for longer.
     pub(super) until: Instant,
@@ -153,7 +152,7 @@ mod tests {
         std::mem::forget(reply);
         Waiting {
             question: Question {
-                keys: Vec::new(),
+                keys: Keys::new(),
                 invalid_too: false,
                 until: since + Duration::from_secs(60),
                 answer,

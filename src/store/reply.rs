@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -23,33 +24,57 @@ enum State {
 }
 
 #[derive(Debug)]
-struct Slot(Mutex<State>);
+struct Slot {
+    /// Whether the state is `Open`: that is asked more often than it changes. Written with the lock.
+    open: AtomicBool,
+    state: Mutex<State>,
+}
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_open(&self) -> bool {
-        matches!(*self.lock(), State::Open(_))
+        self.open.load(Ordering::Acquire)
     }
 
     /// The first one who knows.
     fn tell(&self, what: impl FnOnce() -> Told) {
+        if !self.is_open() {
+            return;
+        }
         let mut state = self.lock();
         if let State::Open(waker) = &mut *state {
             let waker = waker.take();
+            self.open.store(false, Ordering::Release);
             *state = State::Told(what());
             drop(state);
             waker.into_iter().for_each(Waker::wake);
         }
     }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        self.open.store(false, Ordering::Release);
+        let before = std::mem::replace(&mut *state, State::Closed);
+        drop(state);
+        // without the lock
+        drop(before);
+    }
 }
 
 /// Where the answer is expected.
 pub(super) fn reply() -> (Sender, Reply) {
-    let slot = Arc::new(Slot(Mutex::new(State::Open(None))));
-    (Sender(slot.clone()), Reply(slot))
+    let slot = Arc::new(Slot {
+        open: AtomicBool::new(true),
+        state: Mutex::new(State::Open(None)),
+    });
+    let reply = Reply {
+        slot: slot.clone(),
+        is_read: false,
+    };
+    (Sender(slot), reply)
 }
 
 /// Of who finds the answer; dropping it tells that there will be none.
@@ -80,19 +105,23 @@ impl Drop for Sender {
 
 /// Of who waits; dropping it gives up.
 #[derive(Debug)]
-pub(super) struct Reply(Arc<Slot>);
+pub(super) struct Reply {
+    slot: Arc<Slot>,
+    is_read: bool,
+}
 
 impl Reply {
     pub(super) fn expiry(&self) -> Expiry {
-        Expiry(self.0.clone())
+        Expiry(self.slot.clone())
     }
 }
 
 impl Future for Reply {
     type Output = Told;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Told> {
-        let mut state = self.0.lock();
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Told> {
+        let Self { slot, is_read } = &mut *self;
+        let mut state = slot.lock();
         match &mut *state {
             State::Open(waker) => {
                 waker
@@ -101,7 +130,10 @@ impl Future for Reply {
                 Poll::Pending
             }
             State::Told(_) => match std::mem::replace(&mut *state, State::Closed) {
-                State::Told(told) => Poll::Ready(told),
+                State::Told(told) => {
+                    *is_read = true;
+                    Poll::Ready(told)
+                }
                 State::Open(_) | State::Closed => unreachable!("it was told"),
             },
             State::Closed => panic!("polled after it was ready"),
@@ -111,9 +143,9 @@ impl Future for Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        let before = std::mem::replace(&mut *self.0.lock(), State::Closed);
-        // without the lock
-        drop(before);
+        if !self.is_read {
+            self.slot.close();
+        }
     }
 }
 
