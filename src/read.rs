@@ -25,6 +25,7 @@ use crate::body::ResponseBody;
 use crate::call::{Caching, Call};
 use crate::engine::{Asked, Entry, Fill, Question, Recalled, Refreshing, Shared};
 use crate::error::BoxError;
+use crate::future::ResponseFuture;
 use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
@@ -68,7 +69,7 @@ impl Caching {
         inner: S,
         read: Read,
         mut request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<ResponseBody<B>>, S::Error>> + Send
+    ) -> ResponseFuture<B, S::Error>
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
@@ -78,24 +79,24 @@ impl Caching {
         B::Error: Into<BoxError>,
     {
         let is_unsafe = !is_safe(request.method());
-        let outer = Mark::claim(&mut request, &self.cache.engine, is_unsafe);
-        // not an async fn, which would have room for its arguments twice
-        async move {
-            let asks = read.asks(request.headers());
-            let refused = match outer {
-                None => match self.recall(&read, request.headers(), &asks).await {
-                    Recalled::Entry(entry) => {
-                        return Ok(self.hit(&entry, &read, request.headers()));
-                    }
-                    Recalled::Nothing => None,
-                    Recalled::Unusable(reason) => Some(reason),
-                },
-                // it goes by what the outer one has found
-                Some(outer) => outer.unusable(),
+        let asks = read.asks(request.headers());
+        if let Some(outer) = Mark::claim(&mut request, &self.cache.engine, is_unsafe) {
+            // it goes by what the outer one has found
+            let refused = outer.unusable();
+            return ResponseFuture::new(self.look_further(inner, read, request, asks, refused));
+        }
+        if !self.cache.engine.remembers() {
+            return ResponseFuture::new(self.look_further(inner, read, request, asks, None));
+        }
+        ResponseFuture::new(async move {
+            let refused = match self.recall(&read, request.headers(), &asks).await {
+                Recalled::Entry(entry) => return Ok(self.hit(&entry, &read, request.headers())),
+                Recalled::Nothing => None,
+                Recalled::Unusable(reason) => Some(reason),
             };
             // boxed: a hit in memory does not need the room
             Box::pin(self.look_further(inner, read, request, asks, refused)).await
-        }
+        })
     }
 
     /// What is not in memory. `refused`: why there is nothing to ask.

@@ -63,7 +63,7 @@ where
             Plan::Bypass(reason) => {
                 ResponseFuture::new(Call::new(cache, inner, &request).pass(reason, request))
             }
-            Plan::Read(read) => ResponseFuture::new(cache.read(inner, read, request)),
+            Plan::Read(read) => cache.read(inner, read, request),
             Plan::Search(read) => ResponseFuture::new(cache.search(inner, read, request)),
             Plan::Change(change) => {
                 ResponseFuture::new(Call::new(cache, inner, &request).change(*change, request))

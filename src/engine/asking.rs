@@ -77,6 +77,11 @@ impl Engine {
         }
     }
 
+    /// Whether there is anything in memory to look for.
+    pub(crate) fn remembers(&self) -> bool {
+        self.memory.is_on()
+    }
+
     /// Looks for an entry in memory that `is_of_use`, and that holds as of the request's arrival, or of `max_staleness`
     /// before. Takes at most the lookup deadline.
     pub(crate) async fn recall(
@@ -86,9 +91,6 @@ impl Engine {
         max_staleness: Duration,
         is_of_use: impl Fn(&Entry) -> bool,
     ) -> Recalled {
-        if !self.memory.is_on() {
-            return Recalled::Nothing;
-        }
         let now = Moment::now();
         let Some((remembered, entry)) = self.remembered(key, variant, now, is_of_use) else {
             return Recalled::Nothing;
@@ -259,54 +261,68 @@ impl Engine {
         deadline: Instant,
     ) -> impl Future<Output = Result<Option<Seen>, Error>> + Send {
         async move {
-            let known = self.varying.get(&question.key);
-            let known = known.as_deref().map(question.variant);
+            let known = self.known_variant(question);
             let keys = [Some(question.key), known, question.part];
             let keys = keys.into_iter().flatten().collect();
-            let rows = self.rows(keys, question.invalid_too, now, deadline);
-            let Some((origin, mut stored)) = rows.await? else {
+            let invalid_too = question.invalid_too;
+            let lookup = self.store.lookup(keys, invalid_too, now, deadline);
+            let Lookup::Rows { origin, stored } = lookup.await? else {
                 return Ok(None);
             };
-            // only where there is nothing more
-            let part = question
-                .part
-                .and_then(|part| match take(&mut stored, part) {
-                    Some(Stored::Answer(found)) => Some((part, found)),
-                    _ => None,
-                });
-            let fields = match take(&mut stored, question.key) {
-                Some(Stored::Answer(found)) => {
-                    return Ok(Some((origin, Some((question.key, found)))));
-                }
-                Some(Stored::Varies(fields)) => fields,
-                None => return Ok(Some((origin, part))),
-            };
-            let variant = (question.variant)(&fields);
-            if known == Some(variant) {
-                return Ok(Some((origin, variant_or(part, variant, stored))));
+            match self.selected(question, known, origin, stored) {
+                Ok(seen) => Ok(Some(seen)),
+                // boxed: seldom needed, and a hit does not need the room
+                Err(sought) => Box::pin(self.look_up_variant(sought, invalid_too, deadline)).await,
             }
-            self.varying.insert(question.key, fields.into());
-            // boxed: seldom needed, and a hit does not need the room
-            Box::pin(async {
-                let keys = Keys::from_elem(variant, 1);
-                let rows = self.rows(keys, question.invalid_too, Instant::now(), deadline);
-                let of_variant = |(origin, stored)| (origin, variant_or(part, variant, stored));
-                Ok(rows.await?.map(of_variant))
-            })
-            .await
         }
     }
 
-    async fn rows(
+    fn known_variant(&self, question: &Question<'_>) -> Option<Key> {
+        let fields = self.varying.get(&question.key)?;
+        Some((question.variant)(&fields))
+    }
+
+    /// What the request selects, of what there is; or the variant that was not asked for, since it was not known.
+    fn selected(
+        &self,
+        question: &Question<'_>,
+        known: Option<Key>,
+        origin: Arc<Origin>,
+        mut stored: Keyed,
+    ) -> Result<Seen, Sought> {
+        // only where there is nothing more
+        let part = question
+            .part
+            .and_then(|part| match take(&mut stored, part) {
+                Some(Stored::Answer(found)) => Some((part, found)),
+                _ => None,
+            });
+        let fields = match take(&mut stored, question.key) {
+            Some(Stored::Answer(found)) => return Ok((origin, Some((question.key, found)))),
+            Some(Stored::Varies(fields)) => fields,
+            None => return Ok((origin, part)),
+        };
+        let variant = (question.variant)(&fields);
+        let sought = Sought { variant, part };
+        if known == Some(variant) {
+            return Ok((origin, sought.or_part(stored)));
+        }
+        self.varying.insert(question.key, fields.into());
+        Err(sought)
+    }
+
+    async fn look_up_variant(
         self: &Arc<Self>,
-        keys: Keys,
+        sought: Sought,
         invalid_too: bool,
-        now: Instant,
         deadline: Instant,
-    ) -> Result<Option<(Arc<Origin>, Keyed)>, Error> {
-        let found = self.store.lookup(keys, invalid_too, now, deadline).await?;
-        Ok(match found {
-            Lookup::Rows { origin, stored } => Some((origin, stored)),
+    ) -> Result<Option<Seen>, Error> {
+        let keys = Keys::from_elem(sought.variant, 1);
+        let lookup = self
+            .store
+            .lookup(keys, invalid_too, Instant::now(), deadline);
+        Ok(match lookup.await? {
+            Lookup::Rows { origin, stored } => Some((origin, sought.or_part(stored))),
             Lookup::NoEpoch => None,
         })
     }
@@ -417,15 +433,19 @@ impl From<Error> for Fault {
     }
 }
 
-/// What stands under the key of a variant; if nothing, the part.
-fn variant_or(
-    part: Option<(Key, Box<Found>)>,
+/// A variant that a request selects.
+struct Sought {
     variant: Key,
-    mut stored: Keyed,
-) -> Option<(Key, Box<Found>)> {
-    match take(&mut stored, variant) {
-        Some(Stored::Answer(found)) => Some((variant, found)),
-        _ => part,
+    /// What does if there is none.
+    part: Option<(Key, Box<Found>)>,
+}
+
+impl Sought {
+    fn or_part(self, mut stored: Keyed) -> Option<(Key, Box<Found>)> {
+        match take(&mut stored, self.variant) {
+            Some(Stored::Answer(found)) => Some((self.variant, found)),
+            _ => self.part,
+        }
     }
 }
 

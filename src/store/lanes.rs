@@ -22,7 +22,9 @@
 //! 8. However a lane ends, the next lookup finds the queue in order. The last one takes along what waits.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
@@ -88,7 +90,7 @@ impl Store {
         invalid_too: bool,
         now: Instant,
         until: Instant,
-    ) -> impl Future<Output = Result<Lookup, Error>> + Send {
+    ) -> Asked {
         let deadline = Deadline {
             at: until,
             within: until.saturating_duration_since(now),
@@ -105,27 +107,19 @@ impl Store {
             since: now,
             alone: false,
         };
-        let enqueued = self.enqueue(waiting, deadline, &reply);
-        async move {
-            enqueued?;
-            reply.await?.read()
-        }
+        self.enqueue(waiting, deadline, &reply);
+        Asked(reply)
     }
 
-    fn enqueue(
-        self: &Arc<Self>,
-        lookup: Waiting,
-        deadline: Deadline,
-        reply: &Reply,
-    ) -> Result<(), Error> {
+    fn enqueue(self: &Arc<Self>, lookup: Waiting, deadline: Deadline, reply: &Reply) {
         let now = lookup.since;
         let mut queue = self.lanes.lock();
         queue.forget_given_up(now);
         if queue.waiting.len() >= MAX_WAITING {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                "too many lookups wait for the database",
-            ));
+            drop(queue);
+            let error = "too many lookups wait for the database";
+            let error = Error::new(ErrorKind::Unavailable, error);
+            return lookup.question.tell(Err(error));
         }
         queue.waiting.push_back(lookup);
         let is_unminded = queue.outstanding.add(deadline, reply.expiry());
@@ -135,7 +129,6 @@ impl Store {
         if is_unminded {
             self.mind();
         }
-        Ok(())
     }
 
     pub(super) fn start_lane_if_needed(self: &Arc<Self>) {
@@ -168,6 +161,17 @@ impl Store {
     /// Half of the pool is left to the application.
     fn default_limit(&self) -> usize {
         (self.source.most_connections() / 2).clamp(1, MOST_LANES) as usize
+    }
+}
+
+/// A lookup that waits for its answer; dropping it gives up.
+pub(crate) struct Asked(Reply);
+
+impl Future for Asked {
+    type Output = Result<Lookup, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|told| told?.read())
     }
 }
 
