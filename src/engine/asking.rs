@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::HeaderName;
-use tokio::time::Instant;
 
 use super::clock::Moment;
 use super::entry::{Answer, Entry};
@@ -23,7 +22,7 @@ use crate::http::reuse::Condition;
 use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::store::{Found, Keyed, Keys, Lookup, Origin, Stored};
-use crate::sync::Handle;
+use crate::sync::{Handle, Instant};
 
 /// What to ask for: the key of a URI, and how the key of a variant comes about.
 #[derive(Clone, Copy)]

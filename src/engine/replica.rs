@@ -14,11 +14,11 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use super::Engine;
 use super::breaker::Breaker;
 use crate::store::{Origin, Sight, Snapshot, Source, look};
+use crate::sync::Instant;
 
 /// How many look at a replica at the same time, those included that hang: its connections are the handlers'.
 const LOOKS: usize = 4;

@@ -18,7 +18,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shuttle::rand::{Rng, thread_rng};
-use tokio::time::Instant;
 
 use super::{
     Claimed, Creation, FeedRead, Found, Keys, Lookup, Nowhere, Origin, Position, Record,
@@ -27,7 +26,7 @@ use super::{
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
-use crate::sync::{self, AtomicU64, yield_now};
+use crate::sync::{self, AtomicU64, Instant, yield_now};
 
 /// A store whose statements go to a [`Model`]: those of requests, of stores and of invalidations.
 #[derive(Debug)]
