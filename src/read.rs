@@ -80,13 +80,11 @@ impl Caching {
     {
         let is_unsafe = !is_safe(request.method());
         let asks = read.asks(request.headers());
-        if let Some(outer) = Mark::claim(&mut request, &self.cache.engine, is_unsafe) {
-            // it goes by what the outer one has found
-            let refused = outer.unusable();
+        let outer = Mark::claim(&mut request, &self.cache.engine, is_unsafe);
+        if outer.is_some() || !self.cache.engine.remembers() {
+            // an inner layer goes by what the outer one has found
+            let refused = outer.and_then(|outer| outer.unusable());
             return ResponseFuture::new(self.look_further(inner, read, request, asks, refused));
-        }
-        if !self.cache.engine.remembers() {
-            return ResponseFuture::new(self.look_further(inner, read, request, asks, None));
         }
         ResponseFuture::new(async move {
             let refused = match self.recall(&read, request.headers(), &asks).await {

@@ -90,7 +90,7 @@ impl Store {
         invalid_too: bool,
         now: Instant,
         until: Instant,
-    ) -> Asked {
+    ) -> Looking {
         let deadline = Deadline {
             at: until,
             within: until.saturating_duration_since(now),
@@ -108,7 +108,7 @@ impl Store {
             alone: false,
         };
         self.enqueue(waiting, deadline, &reply);
-        Asked(reply)
+        Looking(reply)
     }
 
     fn enqueue(self: &Arc<Self>, lookup: Waiting, deadline: Deadline, reply: &Reply) {
@@ -165,9 +165,9 @@ impl Store {
 }
 
 /// A lookup that waits for its answer; dropping it gives up.
-pub(crate) struct Asked(Reply);
+pub(crate) struct Looking(Reply);
 
-impl Future for Asked {
+impl Future for Looking {
     type Output = Result<Lookup, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {

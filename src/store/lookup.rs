@@ -29,18 +29,20 @@ pub(crate) enum Lookup {
     NoEpoch,
 }
 
+/// What stands under the keys of one lookup.
+pub(crate) type Keyed = SmallVec<[(Key, Stored); 1]>;
+
 /// What one lookup asks for: a URI, a variant of it, a part of it.
 pub(crate) type Keys = SmallVec<[Key; 2]>;
 
-pub(crate) type Keyed = SmallVec<[(Key, Stored); 1]>;
-
-/// The same, as it came.
+/// What a lookup found, as it came.
 #[derive(Debug)]
 pub(super) enum Brought {
     Rows { origin: Arc<Origin>, rows: Fetched },
     NoEpoch,
 }
 
+/// The rows of one lookup.
 pub(super) type Fetched = SmallVec<[(Key, Line); 1]>;
 
 impl Brought {
@@ -57,7 +59,7 @@ impl Brought {
     }
 }
 
-/// A row.
+/// A row, before it is read.
 #[derive(Debug)]
 pub(super) enum Line {
     /// Of one lookup.
