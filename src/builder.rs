@@ -45,6 +45,9 @@ const PARTITIONS: RangeInclusive<u32> = 2..=32;
 /// What each takes on the disk without an answer, 0.1 MB, is to be little beside what it holds.
 const BYTES_OF_A_PARTITION: i64 = 1 << 20;
 
+/// A moment so far away that no clock can tell it must not come out of a setting.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
 /// The application's pool, or what a pool of our own is made of.
 enum SourceSpec {
     Shared(Box<dyn Source>),
@@ -193,7 +196,7 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
-    /// How long a request waits for the store before the inner service answers it.
+    /// How long a request waits for the store before the inner service answers it; at most a day.
     ///
     /// Defaults to 100 ms.
     #[must_use]
@@ -216,7 +219,7 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
-    /// How long anything else may take: storing, invalidating, one step of housekeeping.
+    /// How long anything else may take: storing, invalidating, one step of housekeeping. At most a day.
     ///
     /// Defaults to 5 s.
     #[must_use]
@@ -227,7 +230,7 @@ impl<T> PgCacheBuilder<T> {
 
     /// How long an unsafe request waits for its invalidation while the store does not accept it. Then its answer
     /// goes out; the invalidation is tried on in the background, and this instance serves nothing that it
-    /// concerns until it is through.
+    /// concerns until it is through. At most a day.
     ///
     /// Defaults to 2 s.
     #[must_use]
@@ -379,7 +382,7 @@ impl<T> PgCacheBuilder<T> {
     }
 
     /// How long a request waits for an answer that another request, on any instance, is having computed already. Then
-    /// it asks the inner service itself. Zero: requests do not wait for each other.
+    /// it asks the inner service itself. Zero: requests do not wait for each other. At most a day.
     ///
     /// Defaults to 5 s.
     #[must_use]
@@ -409,7 +412,7 @@ impl<T> PgCacheBuilder<T> {
     }
 
     /// After what time the other instances take it that the one that is computing an answer has died. Longer than
-    /// handlers take.
+    /// handlers take; at most a day.
     ///
     /// Defaults to 10 s.
     #[must_use]
@@ -456,6 +459,20 @@ impl<T> PgCacheBuilder<T> {
             if duration.is_zero() {
                 wrong.push(format!(
                     "{name}(0); use a duration of at least a millisecond"
+                ));
+            }
+        }
+        let waits = [
+            ("lookup_deadline", self.settings.lookup_deadline),
+            ("store_deadline", self.settings.store_deadline),
+            ("change_deadline", self.settings.change_deadline),
+            ("lease_wait", self.settings.lease_wait),
+            ("lease_life", self.settings.lease_life),
+        ];
+        for (name, duration) in waits {
+            if duration > LONGEST_WAIT {
+                wrong.push(format!(
+                    "{name}(…) of more than a day; use what a client would wait for"
                 ));
             }
         }

@@ -394,6 +394,30 @@ fn each_wrong_setting_is_told_alone_in_each_place() {
     }
 }
 
+#[test]
+fn what_no_clock_can_tell_is_a_mistake() {
+    let builder = PgCacheBuilder::<PgCache>::connecting(Config::new(), NoTls)
+        .lookup_deadline(Duration::MAX)
+        .store_deadline(Duration::MAX)
+        .change_deadline(Duration::MAX)
+        .lease_wait(Duration::MAX)
+        .lease_life(Duration::MAX);
+    let error = builder.build().err().unwrap();
+    let lines: Vec<_> = error.mistakes().collect();
+    let names = [
+        "lookup_deadline",
+        "store_deadline",
+        "change_deadline",
+        "lease_wait",
+        "lease_life",
+    ];
+    assert_eq!(lines.len(), names.len(), "{lines:#?}");
+    for (name, line) in names.into_iter().zip(lines) {
+        let expected = format!("engine: {name}(…) of more than a day");
+        assert!(line.starts_with(&expected), "{line}");
+    }
+}
+
 fn lines_of(routes: impl IntoIterator<Item = Route>) -> Vec<String> {
     let builder = PgCacheLayer::builder(pool());
     let builder = routes.into_iter().fold(builder, PgCacheBuilder::route);
