@@ -6,7 +6,7 @@ use axum::routing::any;
 use http::request::Parts;
 use tower_pgcache::{PgCache, PgCacheLayer};
 
-use super::stage::{MINUTE, Origin, ask, engine, says};
+use super::stage::{ITEM, MINUTE, Origin, ask, engine, says};
 use test_support::http::Answer;
 use tower_pgcache::test;
 
@@ -113,4 +113,27 @@ async fn a_layer_between_may_change_what_selects_a_variant() {
             sent.parse::<u64>().unwrap() + 1
         );
     }
+}
+
+/// What a layer of another engine asks for itself is not replaced by what the client wanted to know.
+#[tokio::test]
+async fn a_layer_of_another_engine_between_gets_an_answer_to_its_own_question() {
+    let databases = [
+        test_support::database().await,
+        test_support::database().await,
+    ];
+    let (outer, between) = (engine(&databases[0]).await, engine(&databases[1]).await);
+    let origin = Origin::saying(|_| says(200, &[("etag", "\"old\"")], "old"));
+    let inner = origin.router(outer.layer().bypass());
+    let middle = inner.layer(between.layer().ttl(MINUTE).domain(ITEM));
+    ask(&middle, "GET", "/a", &[]).await;
+    between.settled().await;
+    between.invalidate([ITEM]).await.unwrap();
+    origin.now_says(|request| match request.headers.get("if-none-match") {
+        Some(tag) if tag == "\"new\"" => says(304, &[("etag", "\"new\"")], ""),
+        _ => says(200, &[("etag", "\"new\"")], "new"),
+    });
+    let app = middle.layer(outer.layer().ttl(MINUTE));
+    let answer = ask(&app, "GET", "/a", &[("if-none-match", "\"new\"")]).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "new"));
 }
