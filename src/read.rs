@@ -30,7 +30,7 @@ use crate::http::cache_control::RequestDirectives;
 use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{conditionals_of, take_conditionals};
 use crate::http::invalidation::is_safe;
-use crate::http::partial::{self, completion};
+use crate::http::partial;
 use crate::http::reuse::{Condition, Reuse, decide};
 use crate::http::storable::directives;
 use crate::http::stored_head::Head;
@@ -377,14 +377,11 @@ impl<S> Call<S> {
                 }
             }
         };
+        let stored = (stored, fill.asked_at());
         let (mut errand, mut request) = prepare(read, subject, request, stored, why, asks.no_store);
         let is_whole = conditionals_of(request.headers()).is_none();
-        if let Some((part, fields)) = part
-            .filter(|_| is_whole)
-            .and_then(|p| completion(&p.head.fields()).map(|f| (p, f)))
-        {
-            request.headers_mut().extend(fields);
-            errand.completes = Some(part);
+        if let Some(part) = part.filter(|_| is_whole) {
+            errand.complete(part, &fill, request.headers_mut());
         }
         Box::pin(self.fill_patiently(errand, request, fill)).await
     }
@@ -411,6 +408,7 @@ impl<S> Call<S> {
         };
         // nobody waits for the answer, and what the client asked for is not what is to be stored
         take_conditionals(request.headers_mut());
+        let stored = (stored, fill.asked_at());
         let (errand, request) = prepare(read, subject, request, stored, Forward::Stale, false);
         tokio::spawn(refresh(self, errand, request, fill, refreshing));
     }
@@ -431,9 +429,10 @@ impl<S> Call<S> {
         B::Error: Into<BoxError>,
     {
         let patience = errand.read.policy.stale_if_error_after;
-        let stand_in = errand.stand_in().zip(patience).map(|(entry, patience)| {
+        let stand_in = patience.and_then(|patience| {
+            let entry = errand.stand_in_after(patience)?;
             let answer: Response<ResponseBody<B>> = self.stale(entry, &errand, None);
-            (answer, patience)
+            Some((answer, patience))
         });
         let Some((stale, patience)) = stand_in else {
             return self.fill(errand, request, fill).await;

@@ -57,6 +57,14 @@ impl Entry {
         }
     }
 
+    /// The same after some time.
+    pub(crate) fn later(&self, time: Duration) -> Self {
+        Self {
+            condition: self.condition.later(time),
+            ..self.clone()
+        }
+    }
+
     /// The same with other fields.
     pub(crate) fn with_headers(&self, mut headers: HeaderMap) -> Self {
         let Head {

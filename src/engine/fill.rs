@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, ETAG};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
+use super::clock::Moment;
 use super::entry::{Answer, Entry};
 use super::flight::{Landed, Pilot};
 use super::gauge::Token;
@@ -158,6 +159,17 @@ impl Fill {
         self.seen.is_some()
     }
 
+    /// When it was looked up what is stored.
+    pub(crate) fn asked_at(&self) -> Moment {
+        self.standing.asked_at
+    }
+
+    /// Room for a body of which some is stored already; `None`: too much is on its way.
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+        let reservation = Reservation::new(self.engine.budget.clone());
+        reservation.grow(bytes).then_some(reservation)
+    }
+
     /// What is stored already, and may be stale or invalid.
     pub(crate) fn stored(&self) -> Option<Arc<Entry>> {
         self.stored.clone()
@@ -190,6 +202,18 @@ impl Fill {
             ..Answer::clone(&entry.answer)
         };
         self.store(label, freshness, marker, answer, freshens);
+    }
+
+    /// The stored answer has turned out to be of no use.
+    pub(crate) fn discard(self, entry: &Entry, label: Label) {
+        let of_no_use = Freshness {
+            remaining: Duration::ZERO,
+            overdue: Duration::ZERO,
+            age: entry.condition.age,
+            keep: Duration::ZERO,
+            revalidatable: false,
+        };
+        self.freshen(entry, label, of_no_use);
     }
 
     /// Keeps the answer; one that was made from what a replica has, if it is good all the same.

@@ -13,7 +13,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -160,18 +159,6 @@ impl Remembered {
     }
 }
 
-impl Condition {
-    /// What becomes of it as time goes by.
-    pub(super) fn later(self, elapsed: Duration) -> Self {
-        Self {
-            age: self.age + elapsed,
-            fresh_for: self.fresh_for.saturating_sub(elapsed),
-            stale_for: self.stale_for + elapsed.saturating_sub(self.fresh_for),
-            valid: self.valid,
-        }
-    }
-}
-
 /// The weight of an answer.
 #[derive(Debug, Clone)]
 struct Weight;
@@ -191,6 +178,8 @@ impl Weighter<Key, Arc<Remembered>> for Weight {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -95,6 +95,7 @@ use http::HeaderName;
 pub(crate) use asking::{Asked, Question, Recalled};
 pub use capabilities::Capabilities;
 pub(crate) use changes::ChangeGuard;
+pub(crate) use clock::Moment;
 pub(crate) use entry::{Answer, Entry};
 pub(crate) use fill::{Budget, Fill, Label, Reservation, StoredHead, Storing};
 pub use housekeeping::Cleaned;

@@ -71,18 +71,28 @@ pub(crate) fn answer(
     ))
 }
 
-/// The fields that ask for what is missing behind a stored beginning (RFC 9110 §13.1.5); none if it is no
-/// beginning, or has no strong validator.
-pub(crate) fn completion(stored: &HeaderMap) -> Option<HeaderMap> {
+/// What is missing behind a stored beginning.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rest {
+    /// The fields that ask for it (RFC 9110 §13.1.5).
+    pub(crate) fields: HeaderMap,
+    pub(crate) length: usize,
+}
+
+/// None if what is stored is no beginning, or has no strong validator, or the whole would be longer than `limit`.
+pub(crate) fn completion(stored: &HeaderMap, limit: usize) -> Option<Rest> {
     let (part, complete) = part_of(stored)?;
     let validator = strong(stored)?;
-    if part.start != 0 || part.end >= complete {
+    if part.start != 0 || part.end >= complete || complete > limit {
         return None;
     }
     let mut fields = HeaderMap::new();
     fields.insert(RANGE, value(format!("bytes={}-", part.end)));
     fields.insert(IF_RANGE, validator.clone());
-    Some(fields)
+    Some(Rest {
+        fields,
+        length: complete - part.end,
+    })
 }
 
 /// The complete answer out of a stored beginning and what followed it; none if they do not fit together.
@@ -174,11 +184,12 @@ mod tests {
     #[test]
     fn a_beginning_asks_for_the_rest_and_is_combined_with_it() {
         let (beginning, first) = (part("bytes 0-3/6", r#""a""#), Bytes::from_static(b"0123"));
-        let fields = completion(&beginning).expect("something is missing");
-        assert_eq!(
-            fields,
-            map(&[("range", "bytes=4-"), ("if-range", r#""a""#)])
-        );
+        let missing = Rest {
+            fields: map(&[("range", "bytes=4-"), ("if-range", r#""a""#)]),
+            length: 2,
+        };
+        assert_eq!(completion(&beginning, 6), Some(missing));
+        assert_eq!(completion(&beginning, 5), None, "the whole is too long");
         let rest = (part("bytes 4-5/6", r#""a""#), Bytes::from_static(b"45"));
         let (headers, body) = combined((&beginning, &first), (&rest.0, &rest.1)).expect("they fit");
         assert_eq!(body, "012345");
@@ -215,7 +226,7 @@ mod tests {
             ("bytes 0-5/6", r#""a""#),
             ("bytes 0-3/*", r#""a""#),
         ] {
-            assert_eq!(completion(&part(range, etag)), None, "{range} {etag}");
+            assert_eq!(completion(&part(range, etag), 6), None, "{range} {etag}");
         }
         assert!(is_part(
             StatusCode::PARTIAL_CONTENT,

@@ -23,6 +23,18 @@ pub(crate) struct Condition {
     pub(crate) valid: bool,
 }
 
+impl Condition {
+    /// What becomes of it as time goes by.
+    pub(crate) fn later(self, elapsed: Duration) -> Self {
+        Self {
+            age: self.age + elapsed,
+            fresh_for: self.fresh_for.saturating_sub(elapsed),
+            stale_for: self.stale_for + elapsed.saturating_sub(self.fresh_for),
+            valid: self.valid,
+        }
+    }
+}
+
 /// What the route says about stale answers; what the answer says goes before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct StaleRules {

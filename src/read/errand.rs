@@ -1,13 +1,15 @@
 //! What is known of a fill before the inner service is called.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::IF_MODIFIED_SINCE;
 use http::{HeaderMap, Request};
 
-use crate::engine::{Entry, Fill};
+use crate::engine::{Entry, Fill, Moment, Reservation};
 use crate::http::cache_status::Forward;
 use crate::http::conditional::{revalidation, take_conditionals};
+use crate::http::partial::{Rest, completion};
 use crate::http::reuse::may_stand_in;
 use crate::http::storable::directives;
 use crate::plan::{Read, Subject};
@@ -16,8 +18,9 @@ use crate::plan::{Read, Subject};
 pub(crate) struct Errand {
     pub(super) read: Read,
     pub(super) subject: Subject,
-    /// What is stored, and may be revalidated or stand in for an error.
+    /// What is stored, and may be revalidated or stand in for an error; as of `asked_at`.
     pub(super) stored: Option<Arc<Entry>>,
+    pub(super) asked_at: Moment,
     /// Preconditions and ranges that the cache answers, taken out of the request.
     pub(super) conditionals: Option<HeaderMap>,
     pub(super) answers_conditionals: bool,
@@ -31,8 +34,17 @@ pub(crate) struct Errand {
     pub(super) explicit_only: bool,
     /// Whether what the handler reads from can tell what it has, once it was asked.
     pub(super) knows_its_source: Option<bool>,
-    /// A stored beginning; the request asks for the rest.
-    pub(super) completes: Option<Arc<Entry>>,
+    /// The request asks for the rest of this.
+    pub(super) completes: Option<Beginning>,
+}
+
+/// A stored beginning of an answer.
+pub(super) struct Beginning {
+    pub(super) part: Arc<Entry>,
+    /// How long the rest is.
+    pub(super) missing: usize,
+    /// The room for it.
+    pub(super) _reservation: Reservation,
 }
 
 impl Errand {
@@ -44,11 +56,37 @@ impl Errand {
         self.knows_its_source != Some(false)
     }
 
-    /// The stored answer, if it may stand in for an error.
-    pub(super) fn stand_in(&self) -> Option<&Entry> {
-        let entry = self.stored.as_deref()?;
+    /// The stored answer, if it may stand in for an error by now.
+    pub(super) fn stand_in(&self) -> Option<Entry> {
+        self.stand_in_after(Duration::ZERO)
+    }
+
+    /// The same, as of so much later.
+    pub(super) fn stand_in_after(&self, time: Duration) -> Option<Entry> {
+        let stored = self.stored.as_deref()?;
+        let entry = stored.later(self.asked_at.elapsed().saturating_add(time));
         let says = directives(&entry.head.fields(), self.read.policy.targets());
         may_stand_in(entry.condition, &says, self.read.policy.stale).then_some(entry)
+    }
+
+    /// Asks for what is missing behind a stored beginning, if that may be stored as a whole and there is room for it. The client
+    /// has no preconditions and wants no range: an inner layer that claims the request has to know.
+    pub(super) fn complete(
+        &mut self,
+        part: Arc<Entry>,
+        fill: &Fill,
+        request: &mut HeaderMap,
+    ) -> Option<()> {
+        let limit = self.read.policy.body_limit();
+        let Rest { fields, length } = completion(&part.head.fields(), limit)?;
+        self.completes = Some(Beginning {
+            part,
+            missing: length,
+            _reservation: fill.reserve(length)?,
+        });
+        self.answers_conditionals = true;
+        request.extend(fields);
+        Some(())
     }
 }
 
@@ -68,7 +106,7 @@ pub(super) fn prepare<RequestBody>(
     read: Read,
     subject: Subject,
     mut request: Request<RequestBody>,
-    stored: Option<Arc<Entry>>,
+    (stored, asked_at): (Option<Arc<Entry>>, Moment),
     why: Forward,
     no_store: bool,
 ) -> (Errand, Request<RequestBody>) {
@@ -92,6 +130,7 @@ pub(super) fn prepare<RequestBody>(
             read,
             subject,
             stored,
+            asked_at,
             conditionals,
             answers_conditionals: is_ours,
             revalidates,

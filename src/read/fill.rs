@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::answer::{Fields, Outcome};
 use crate::body::{ResponseBody, collected};
 use crate::call::{Answered, Caching, Call};
-use crate::engine::{Asked, Entry, Fill, StoredHead};
+use crate::engine::{Asked, Entry, Fill, Label, StoredHead};
 use crate::error::BoxError;
 use crate::http::cache_status::{Bypass, CacheStatus, Forward};
 use crate::http::conditional::{freshen, is_about};
@@ -47,6 +47,7 @@ impl Caching {
             read,
             subject,
             stored: None,
+            asked_at: fill.asked_at(),
             conditionals: None,
             revalidates: false,
             fields: headers.clone(),
@@ -87,15 +88,15 @@ impl<S> Call<S> {
         part: &Entry,
         fill: Fill,
         mut head: response::Parts,
-        rest: &Bytes,
+        rest: Option<Bytes>,
         remarks: Remarks,
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
         let why = errand.why;
-        let Some((headers, body)) =
-            combined((&part.head.fields(), &part.body), (&head.headers, rest))
-        else {
-            return self.misfit(why, head.status);
+        let combined = rest
+            .and_then(|rest| combined((&part.head.fields(), &part.body), (&head.headers, &rest)));
+        let Some((headers, body)) = combined else {
+            return self.misfit(&errand, part, fill, head.status);
         };
         (head.status, head.headers) = (StatusCode::OK, headers);
         let status = head.status;
@@ -128,15 +129,33 @@ impl<S> Call<S> {
         errand.read.whole(outcome).answer(None, said)
     }
 
-    /// The inner service has sent a part that does not fit the one that it sent before under the same validator.
-    fn misfit<B>(&self, why: Forward, status: StatusCode) -> Response<ResponseBody<B>> {
+    /// The inner service has sent a part that does not fit the stored one, which is not to spoil the next answer, too.
+    fn misfit<B>(
+        &self,
+        errand: &Errand,
+        part: &Entry,
+        fill: Fill,
+        status: StatusCode,
+    ) -> Response<ResponseBody<B>> {
         tracing::warn!("a part does not fit the stored one with the same strong validator");
+        let Errand { subject, why, .. } = errand;
+        let label = Label {
+            scopes: subject.scopes.clone(),
+            probes: part.probes.clone(),
+            authority: subject.authority.clone(),
+            path: subject.path.clone(),
+            route: self.route.clone(),
+            tenant: subject.tenant.clone(),
+            variant: None,
+            part: Some(part.key),
+        };
+        fill.discard(part, label);
         let mut response = Response::new(ResponseBody::empty());
         *response.status_mut() = StatusCode::BAD_GATEWAY;
         self.cache.explained(
             response,
             CacheStatus::NotStored {
-                why,
+                why: *why,
                 status,
                 reason: NotStored::Status,
             },
@@ -193,19 +212,10 @@ impl<S> Call<S> {
         };
         self.cache.cache.engine.count_miss();
         let (head, body) = response.into_parts();
-        if let Some(part) = errand
-            .completes
-            .take_if(|_| head.status == StatusCode::PARTIAL_CONTENT)
-        {
-            let room = errand
-                .read
-                .policy
-                .body_limit()
-                .saturating_sub(part.body.len());
-            return Ok(match collected(body, room).await {
-                Some(rest) => self.complete(errand, &part, fill, head, &rest, remarks),
-                None => self.misfit(errand.why, head.status),
-            });
+        let is_part = head.status == StatusCode::PARTIAL_CONTENT;
+        if let Some(beginning) = errand.completes.take_if(|_| is_part) {
+            let rest = collected(body, beginning.missing).await;
+            return Ok(self.complete(errand, &beginning.part, fill, head, rest, remarks));
         }
         let is_confirmed = |entry: &mut Arc<Entry>| match head.status {
             StatusCode::NOT_MODIFIED => errand.revalidates,
@@ -236,6 +246,7 @@ impl<S> Call<S> {
     ) -> Response<ResponseBody<B>> {
         let received = SystemTime::now();
         if !is_about_entry(head, entry) {
+            let entry = entry.later(errand.asked_at.elapsed());
             return self.stale(entry, &errand, Some(head.status));
         }
         let mut headers = entry.head.fields();
@@ -270,7 +281,7 @@ impl<S> Call<S> {
     /// A stored answer in the place of an error, or of no answer at all.
     pub(super) fn stale<B>(
         &self,
-        entry: &Entry,
+        entry: Entry,
         errand: &Errand,
         status: Option<StatusCode>,
     ) -> Response<ResponseBody<B>> {

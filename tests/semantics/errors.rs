@@ -195,3 +195,25 @@ async fn a_panic_of_the_handler_stays_one() {
         assert!(request.await.unwrap_err().is_panic());
     }
 }
+
+/// It ages while the inner service is asked.
+#[tokio::test]
+async fn it_is_as_old_as_when_it_goes_out() {
+    const TIME: Duration = Duration::from_millis(1500);
+    let second = Duration::from_secs(1);
+    let slow = |window: Duration| expired(move |layer| with_ttl(layer).stale_if_error(window), &[]);
+    let (too_late, in_time) = tokio::join!(slow(second), slow(HOUR));
+    for (stage, expected) in [(&too_late, 503), (&in_time, 200)] {
+        stage.origin.now_says(|_| {
+            // the handler takes its time
+            std::thread::sleep(TIME);
+            says(503, &[], "down")
+        });
+        let answer = stage.get(&[]).await;
+        assert_eq!(answer.status, expected);
+        if expected == 200 {
+            let age = answer.header("age").unwrap().parse::<u64>().unwrap();
+            assert!(age >= TIME.as_secs(), "{age}");
+        }
+    }
+}

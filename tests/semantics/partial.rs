@@ -1,5 +1,6 @@
 //! Parts: a 206 that is stored, serves ranges within it, and is completed (`shared_cache` only).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -18,20 +19,27 @@ struct Stage {
     cache: PgCache,
     asked: Arc<Mutex<Vec<String>>>,
     etag: Arc<Mutex<&'static str>>,
+    obeys_if_range: Arc<AtomicBool>,
 }
 
 async fn stage() -> Stage {
+    stage_with(Policy::shared_cache()).await
+}
+
+async fn stage_with(policy: Policy) -> Stage {
     let database = test_support::database().await;
     let cache = PgCache::builder(database.pool(4))
         .lookup_deadline(std::time::Duration::from_secs(60))
-        .policy(Policy::shared_cache())
+        .policy(policy)
         .build()
         .unwrap();
     cache.ready().await.unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let etag = Arc::new(Mutex::new(r#""a""#));
+    let obeys_if_range = Arc::new(AtomicBool::new(true));
     let origin = {
         let (asked, etag) = (asked.clone(), etag.clone());
+        let obeys_if_range = obeys_if_range.clone();
         move |request: Request<Body>| {
             let field = |name: &str| {
                 request
@@ -42,7 +50,9 @@ async fn stage() -> Stage {
             };
             let (range, etag) = (field("range"), *etag.lock().unwrap());
             asked.lock().unwrap().push(range.clone());
-            let holds = field("if-range").is_empty() || field("if-range") == etag;
+            let holds = field("if-range").is_empty()
+                || field("if-range") == etag
+                || !obeys_if_range.load(Ordering::Relaxed);
             let response = Response::builder()
                 .header("etag", etag)
                 .header("cache-control", "max-age=60");
@@ -74,6 +84,7 @@ async fn stage() -> Stage {
         cache,
         asked,
         etag,
+        obeys_if_range,
     }
 }
 
@@ -167,4 +178,39 @@ async fn a_commit_invalidates_a_part() {
         [""],
         "a beginning that was invalidated is not completed"
     );
+}
+
+#[tokio::test]
+async fn a_beginning_of_what_is_too_long_to_be_stored_is_not_completed() {
+    let stage = stage_with(Policy::shared_cache().max_body(8)).await;
+    assert!(stage.ask(&[("range", "bytes=0-3")]).await.is_stored());
+    for _ in 0..2 {
+        let whole = stage.ask(&[]).await;
+        assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
+    }
+    assert_eq!(stage.asked(), ["bytes=0-3", "", ""]);
+    assert!(stage.ask(&[("range", "bytes=0-3")]).await.is_hit());
+}
+
+#[tokio::test]
+async fn an_origin_that_sends_what_does_not_fit_spoils_one_answer_at_most() {
+    let stage = stage().await;
+    stage.ask(&[("range", "bytes=0-3")]).await;
+    *stage.etag.lock().unwrap() = r#""b""#;
+    stage.obeys_if_range.store(false, Ordering::Relaxed);
+    assert_eq!(stage.ask(&[]).await.status, StatusCode::BAD_GATEWAY);
+    let whole = stage.ask(&[]).await;
+    assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
+    assert_eq!(stage.asked(), ["bytes=0-3", "bytes=4-", ""]);
+}
+
+/// An instance of the next release, which has a second layer, finds what one of the last release has stored.
+#[tokio::test]
+async fn a_layer_within_does_not_take_the_completion_for_what_the_client_wants() {
+    let stage = stage().await;
+    assert!(stage.ask(&[("range", "bytes=0-3")]).await.is_stored());
+    let app = stage.app.clone().layer(stage.cache.layer().domain(FILE));
+    let request = Request::get("/file").body(Body::empty()).unwrap();
+    let whole = send(&app, request).await;
+    assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
 }
