@@ -19,3 +19,13 @@ pub(crate) use {
     tokio::task::{JoinHandle, spawn},
     tokio::time::{Instant, sleep, timeout, timeout_at},
 };
+
+/// Tells one runtime from another.
+#[cfg(not(all(test, shuttle)))]
+pub(crate) type Runtime = Option<tokio::runtime::Id>;
+
+/// The one that this is called in.
+#[cfg(not(all(test, shuttle)))]
+pub(crate) fn runtime() -> Runtime {
+    Handle::try_current().ok().map(|handle| handle.id())
+}

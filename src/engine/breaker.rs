@@ -116,7 +116,7 @@ impl State {
     /// The next request probes.
     fn hurry(&mut self, now: Instant) {
         if let Self::Open { until, .. } = self {
-            *until = now;
+            *until = now.min(*until);
         }
     }
 

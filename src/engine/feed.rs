@@ -12,7 +12,8 @@
 //!    history is another one, the *floor* rises: whatever is held from before counts as changed.
 //! 5. The barrier: a request is judged by a read that began after it arrived. One read at a time; those who arrive
 //!    while it is under way wait together for the next, and nobody is woken for a read that is not his. A read has
-//!    half of the lookup deadline, so that he who waits for the second has an answer within the whole.
+//!    half of the lookup deadline, so that he who waits for the second has an answer within the whole. The task that reads may
+//!    be in a runtime that stands still: nobody waits for it for longer than the deadline.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -24,8 +25,8 @@ use tokio::sync::Notify;
 use super::Engine;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
-use crate::store::{FeedRead, Origin, Position, Timer};
-use crate::sync::{AtomicU64, Mutex, MutexGuard, RwLock, spawn};
+use crate::store::{Expiring, FeedRead, Origin, Position, Timer};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Runtime, RwLock, runtime, spawn};
 
 /// How many changed keys are remembered. Beyond that all that is held in memory is given up, once.
 const MAX_KEYS: usize = 200_000;
@@ -53,6 +54,8 @@ struct Reading {
     /// Those who wait for the next read, and how many they are.
     waiting: Arc<Round>,
     number: usize,
+    /// The runtimes they are in in which somebody sees to it that they do not wait for too long.
+    minded: Vec<Runtime>,
     /// Whether there shall be a next read, even if nobody waits for it.
     wanted: bool,
     /// Whether the task runs that reads.
@@ -83,9 +86,19 @@ impl Round {
     }
 
     fn end(&self, outcome: ReadOutcome) {
-        // nobody else ends it
+        // the first one does: the read, or whoever sees that it takes too long
         let _ = self.outcome.set(outcome);
         self.over.notify_waiters();
+    }
+}
+
+impl Expiring for Round {
+    fn is_over(&self) -> bool {
+        self.outcome.get().is_some()
+    }
+
+    fn expire(&self, why: Error) {
+        self.end(Err(why));
     }
 }
 
@@ -251,6 +264,7 @@ impl Reading {
     /// Whoever comes now waits for another read.
     fn depart(&mut self) -> Departed {
         self.number = 0;
+        self.minded.clear();
         Departed(std::mem::take(&mut self.waiting))
     }
 }
@@ -264,9 +278,18 @@ impl Engine {
     }
 
     fn next_read(self: &Arc<Self>) -> Result<Arc<Round>, Error> {
+        let runtime = runtime();
         let mut reading = self.feed.lock();
         let round = reading.wait()?;
+        let is_unminded = !reading.minded.contains(&runtime);
+        if is_unminded {
+            reading.minded.push(runtime);
+        }
         self.begin_reading(reading);
+        if is_unminded {
+            let within = self.settings.lookup_deadline;
+            self.store.look_after(round.clone(), within);
+        }
         Ok(round)
     }
 

@@ -113,13 +113,18 @@ impl Drop for Preparing {
     }
 }
 
-/// Held by the task that gives connections back. If that is dropped with its runtime, the next one starts another.
+/// Held by the task that gives connections back. If that is dropped with its runtime, it gives back all there are: nobody else
+/// may come for long, and outside a runtime a pool cannot take them.
 struct Sweeper(Option<Arc<Store>>);
 
 impl Drop for Sweeper {
     fn drop(&mut self) {
         if let Some(store) = &self.0 {
-            store.idle.lock().swept = false;
+            let mut waiting = store.idle.lock();
+            waiting.swept = false;
+            let given_back = std::mem::take(&mut waiting.sessions);
+            drop(waiting);
+            drop(given_back);
         }
     }
 }

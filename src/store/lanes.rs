@@ -37,6 +37,7 @@ use super::queue::{Question, Queue, Waiting};
 use super::reply::{Reply, reply};
 use super::{Deadline, Lookup, Store};
 use crate::error::{Error, ErrorKind};
+use crate::sync::runtime;
 
 /// How many lookups may wait. What comes then has no answer.
 const MAX_WAITING: usize = 8192;
@@ -122,13 +123,14 @@ impl Store {
             return lookup.question.tell(Err(error));
         }
         queue.waiting.push_back(lookup);
-        let is_unminded = queue.outstanding.add(deadline, reply.expiry());
+        let runtime = runtime();
+        let is_unminded = queue.outstanding.add(runtime, deadline, reply.expiring());
         let lane = self.begin_lane_if_needed(&mut queue, now);
         drop(queue);
-        self.start_lane(lane);
         if is_unminded {
-            self.mind();
+            self.mind(runtime);
         }
+        self.start_lane(lane);
     }
 
     pub(super) fn start_lane_if_needed(self: &Arc<Self>) {

@@ -51,6 +51,7 @@ pub(crate) use lookup::{Found, Keyed, Keys, Lookup, Stored};
 #[cfg(all(test, shuttle))]
 pub(crate) use model::Database;
 pub(crate) use packing::{StoredBody, pack};
+pub(crate) use patience::Expiring;
 pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;

@@ -1,76 +1,140 @@
-//! How long a lookup waits: until it has had enough, a further lane is thought of; until its deadline, it is told that
-//! there is no answer. One task sees to that for all of them, every few milliseconds while there are any.
+//! How long whoever needs the database waits: until he has had enough, when a further lane is thought of; until his deadline,
+//! when he is told that there is no answer. In each runtime one task sees to that for all, every few milliseconds while somebody
+//! waits: a runtime that stands still, or ends, must not hold up those of another one.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::reply::Expiry;
 use super::{Deadline, Store};
+use crate::error::{Error, ErrorKind};
+use crate::sync::{Runtime, runtime};
 
 /// What a lookup bears before a further lane starts: some times what a batch takes when nothing is wrong, and
 /// little of the deadline.
 pub(super) const PATIENCE: Duration = Duration::from_millis(5);
 
-/// Lookups that may still be without an answer.
+/// Of those who wait for something.
+pub(crate) trait Expiring: Debug + Send + Sync {
+    fn is_over(&self) -> bool;
+
+    /// They are told that they will not get it, unless they have it.
+    fn expire(&self, why: Error);
+}
+
+/// Those who may still be without an answer.
 #[derive(Debug, Default)]
-pub(super) struct Outstanding {
-    lookups: VecDeque<(Deadline, Expiry)>,
-    /// Whether the task runs that looks after them.
-    is_minded: bool,
+pub(super) struct Outstanding(Vec<Minded>);
+
+/// Those of a runtime that somebody looks after.
+#[derive(Debug)]
+struct Minded {
+    runtime: Runtime,
+    waiting: VecDeque<(Deadline, Arc<dyn Expiring>)>,
 }
 
 impl Outstanding {
-    /// Whether somebody has to be found who looks after them.
-    pub(super) fn add(&mut self, deadline: Deadline, expiry: Expiry) -> bool {
-        self.lookups.push_back((deadline, expiry));
-        !std::mem::replace(&mut self.is_minded, true)
+    /// Whether somebody has to be found in this runtime who looks after them.
+    #[must_use]
+    pub(super) fn add(
+        &mut self,
+        runtime: Runtime,
+        deadline: Deadline,
+        waiting: Arc<dyn Expiring>,
+    ) -> bool {
+        let minded = self.0.iter_mut().find(|minded| minded.runtime == runtime);
+        let is_unminded = minded.is_none();
+        match minded {
+            Some(minded) => minded.waiting.push_back((deadline, waiting)),
+            None => self.0.push(Minded {
+                runtime,
+                waiting: VecDeque::from([(deadline, waiting)]),
+            }),
+        }
+        is_unminded
     }
 
-    pub(super) fn nobody_minds(&mut self) {
-        self.is_minded = false;
+    /// Takes out all of a runtime: nobody looks after it any more.
+    fn take(&mut self, runtime: Runtime) -> VecDeque<(Deadline, Arc<dyn Expiring>)> {
+        let at = self.0.iter().position(|minded| minded.runtime == runtime);
+        at.map(|at| self.0.swap_remove(at).waiting)
+            .unwrap_or_default()
     }
 
     /// Forgets those that have an answer, and takes those out that will have none. When to look again; `None`: there is
     /// nothing to look after.
-    fn review(&mut self, now: Instant, late: &mut Vec<(Deadline, Expiry)>) -> Option<Instant> {
+    fn review(
+        &mut self,
+        runtime: Runtime,
+        now: Instant,
+        late: &mut Vec<(Deadline, Arc<dyn Expiring>)>,
+    ) -> Option<Instant> {
+        let at = self.0.iter().position(|minded| minded.runtime == runtime)?;
+        let waiting = &mut self.0[at].waiting;
         let mut next = now + PATIENCE;
         // mostly in the order of their deadlines, and few are open: the others are from the last few milliseconds
-        for _ in 0..self.lookups.len() {
-            let Some((deadline, expiry)) = self.lookups.pop_front() else {
+        for _ in 0..waiting.len() {
+            let Some((deadline, who)) = waiting.pop_front() else {
                 break;
             };
-            if !expiry.is_open() {
+            if who.is_over() {
                 continue;
             }
             if deadline.at <= now {
-                late.push((deadline, expiry));
+                late.push((deadline, who));
             } else {
                 next = next.min(deadline.at);
-                self.lookups.push_back((deadline, expiry));
+                waiting.push_back((deadline, who));
             }
         }
-        self.is_minded = !self.lookups.is_empty();
-        self.is_minded.then_some(next)
+        if waiting.is_empty() {
+            self.0.swap_remove(at);
+            return None;
+        }
+        Some(next)
     }
 }
 
-/// Held by the task that looks after lookups. If that is dropped with its runtime, the next one starts another.
-struct Minder(Option<Arc<Store>>);
+/// Held by the task that looks after those of a runtime. If that is dropped with it, they get to know.
+struct Minder {
+    store: Option<Arc<Store>>,
+    runtime: Runtime,
+}
 
 impl Drop for Minder {
     fn drop(&mut self) {
-        if let Some(store) = &self.0 {
-            store.lanes.outstanding(Outstanding::nobody_minds);
+        let Some(store) = &self.store else { return };
+        let lost = store
+            .lanes
+            .outstanding(|outstanding| outstanding.take(self.runtime));
+        for (_, who) in lost {
+            who.expire(Error::new(
+                ErrorKind::Closed,
+                "the runtime is shutting down",
+            ));
         }
     }
 }
 
 impl Store {
-    pub(super) fn mind(self: &Arc<Self>) {
-        tokio::spawn(mind(Minder(Some(self.clone()))));
+    /// They are told within this time that it is too late, unless they have what they wait for. To be called in their runtime.
+    pub(crate) fn look_after(self: &Arc<Self>, waiting: Arc<dyn Expiring>, within: Duration) {
+        let runtime = runtime();
+        let deadline = Deadline::after(within);
+        let add = |outstanding: &mut Outstanding| outstanding.add(runtime, deadline, waiting);
+        if self.lanes.outstanding(add) {
+            self.mind(runtime);
+        }
+    }
+
+    pub(super) fn mind(self: &Arc<Self>, runtime: Runtime) {
+        tokio::spawn(mind(Minder {
+            store: Some(self.clone()),
+            runtime,
+        }));
     }
 }
 
@@ -78,18 +142,22 @@ async fn mind(mut minder: Minder) {
     let mut next = Instant::now() + PATIENCE;
     loop {
         sleep_until(next).await;
-        let Some(store) = minder.0.take() else { return };
+        let Some(store) = minder.store.take() else {
+            return;
+        };
         let mut late = Vec::new();
-        let review = |outstanding: &mut Outstanding| outstanding.review(Instant::now(), &mut late);
+        let now = Instant::now();
+        let review =
+            |outstanding: &mut Outstanding| outstanding.review(minder.runtime, now, &mut late);
         let again = store.lanes.outstanding(review);
-        for (deadline, expiry) in late {
-            expiry.expire(|| deadline.no_answer());
+        for (deadline, who) in late {
+            who.expire(deadline.no_answer());
         }
         store.start_lane_if_needed();
         match again {
             Some(at) => next = at,
             None => return,
         }
-        minder.0 = Some(store);
+        minder.store = Some(store);
     }
 }

@@ -61,7 +61,8 @@ impl Queue {
     pub(super) fn forget_given_up(&mut self, now: Instant) {
         let given_up = |next: &Waiting| next.question.is_given_up(now);
         while self.waiting.front().is_some_and(given_up) {
-            self.waiting.pop_front();
+            let next = self.waiting.pop_front();
+            next.into_iter().for_each(|next| next.question.leave());
         }
     }
 
@@ -117,11 +118,13 @@ impl Queue {
             let Some(next) = self.waiting.pop_front() else {
                 break;
             };
-            if !next.question.is_given_up(now) {
-                batch.push(next.question);
-                if alone {
-                    break;
-                }
+            if next.question.is_given_up(now) {
+                next.question.leave();
+                continue;
+            }
+            batch.push(next.question);
+            if alone {
+                break;
             }
         }
         batch
@@ -131,6 +134,11 @@ impl Queue {
 impl Question {
     pub(super) fn is_given_up(&self, now: Instant) -> bool {
         self.answer.is_closed() || self.until <= now
+    }
+
+    /// Nobody waits any more, or is to be told by whoever looks after the deadline.
+    fn leave(self) {
+        self.answer.leave();
     }
 
     /// Nobody listens if the lookup was given up.
@@ -145,6 +153,7 @@ mod tests {
 
     use super::super::reply::reply;
     use super::*;
+    use crate::error::ErrorKind;
 
     fn waiting(since: Instant) -> Waiting {
         let (answer, reply) = reply();
@@ -174,6 +183,23 @@ mod tests {
             queue.waiting.push_back(waiting(now));
         }
         queue.waiting.len()
+    }
+
+    #[tokio::test]
+    async fn one_that_is_late_is_told_by_whoever_looks_after_the_deadline() {
+        let then = Instant::now();
+        let (answer, reply) = reply();
+        let mut late = waiting(then);
+        late.question.answer = answer;
+        let deadline = late.question.until;
+        let expiring = reply.expiring();
+        let mut queue = Queue::default();
+        queue.waiting.push_back(late);
+        queue.forget_given_up(deadline);
+        assert!(queue.waiting.is_empty() && !expiring.is_over());
+        expiring.expire(Error::new(ErrorKind::Timeout, "late"));
+        let told = reply.await.err().map(|error| error.kind());
+        assert_eq!(told, Some(ErrorKind::Timeout));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::lookup::Brought;
+use super::patience::Expiring;
 use crate::error::{Error, ErrorKind};
 
 type Told = Result<Brought, Error>;
@@ -39,7 +40,7 @@ impl Slot {
         self.open.load(Ordering::Acquire)
     }
 
-    /// The first one who knows.
+    /// The first one who knows is heard.
     fn tell(&self, what: impl FnOnce() -> Told) {
         if !self.is_open() {
             return;
@@ -74,27 +75,35 @@ pub(super) fn reply() -> (Sender, Reply) {
         slot: slot.clone(),
         is_read: false,
     };
-    (Sender(slot), reply)
+    (Sender(Some(slot)), reply)
 }
 
 /// Of who finds the answer; dropping it tells that there will be none.
 #[derive(Debug)]
-pub(super) struct Sender(Arc<Slot>);
+pub(super) struct Sender(Option<Arc<Slot>>);
 
 impl Sender {
     /// Whether nobody waits any more.
     pub(super) fn is_closed(&self) -> bool {
-        !self.0.is_open()
+        !self.0.as_ref().is_some_and(|slot| slot.is_open())
     }
 
-    pub(super) fn send(self, told: Told) {
-        self.0.tell(|| told);
+    pub(super) fn send(mut self, told: Told) {
+        if let Some(slot) = self.0.take() {
+            slot.tell(|| told);
+        }
+    }
+
+    /// To whoever tells that it is too late.
+    pub(super) fn leave(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.0.tell(|| {
+        let Some(slot) = &self.0 else { return };
+        slot.tell(|| {
             Err(Error::new(
                 ErrorKind::Unavailable,
                 "the task that asks the database has ended early",
@@ -111,8 +120,9 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn expiry(&self) -> Expiry {
-        Expiry(self.slot.clone())
+    /// Those who have to be told when it is too late.
+    pub(super) fn expiring(&self) -> Arc<dyn Expiring> {
+        self.slot.clone()
     }
 }
 
@@ -149,18 +159,13 @@ impl Drop for Reply {
     }
 }
 
-/// Of who looks after the deadline.
-#[derive(Debug)]
-pub(super) struct Expiry(Arc<Slot>);
-
-impl Expiry {
-    /// Whether the answer is still expected.
-    pub(super) fn is_open(&self) -> bool {
-        self.0.is_open()
+impl Expiring for Slot {
+    fn is_over(&self) -> bool {
+        !self.is_open()
     }
 
-    pub(super) fn expire(&self, late: impl FnOnce() -> Error) {
-        self.0.tell(|| Err(late()));
+    fn expire(&self, why: Error) {
+        self.tell(|| Err(why));
     }
 }
 
@@ -175,20 +180,20 @@ mod tests {
     #[tokio::test]
     async fn the_first_one_tells() {
         let (sender, reply) = reply();
-        let expiry = reply.expiry();
+        let deadline = reply.expiring();
         let waiting = tokio::spawn(reply);
         tokio::task::yield_now().await;
-        assert!(!sender.is_closed() && expiry.is_open());
+        assert!(!sender.is_closed() && !deadline.is_over());
         sender.send(Ok(Brought::NoEpoch));
-        expiry.expire(late);
-        assert!(!expiry.is_open());
+        deadline.expire(late());
+        assert!(deadline.is_over());
         assert!(matches!(waiting.await, Ok(Ok(Brought::NoEpoch))));
     }
 
     #[tokio::test]
     async fn who_waits_is_told_that_it_is_too_late_or_that_nobody_will_answer() {
         let (sender, waiting) = reply();
-        waiting.expiry().expire(late);
+        waiting.expiring().expire(late());
         assert!(sender.is_closed());
         drop(sender);
         assert_eq!(
@@ -205,10 +210,10 @@ mod tests {
     #[test]
     fn who_gives_up_is_not_waited_for() {
         let (sender, waiting) = reply();
-        let expiry = waiting.expiry();
+        let deadline = waiting.expiring();
         drop(waiting);
-        assert!(sender.is_closed() && !expiry.is_open());
+        assert!(sender.is_closed() && deadline.is_over());
         sender.send(Ok(Brought::NoEpoch));
-        expiry.expire(late);
+        deadline.expire(late());
     }
 }
