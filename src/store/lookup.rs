@@ -380,11 +380,8 @@ pub(super) fn key(row: &Row) -> Result<Option<Key>, Error> {
 
 /// Whether only those get a row who want invalid entries too.
 pub(super) fn is_only_as_invalid(row: &Row) -> Result<bool, Error> {
-    let (valid, revalidatable): (bool, bool) = (
-        row.try_get(column::VALID)?,
-        row.try_get(column::REVALIDATABLE)?,
-    );
-    Ok(!valid && !revalidatable)
+    let is = |column| row.try_get::<_, bool>(column);
+    Ok(!is(column::VALID)? && !is(column::REVALIDATABLE)?)
 }
 
 /// What stands under a key, as of `at`, in seconds. `None` for an entry that is damaged, and for a marker that a `clear` has made
