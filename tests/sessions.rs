@@ -124,11 +124,18 @@ struct Traffic {
 }
 
 impl Traffic {
-    async fn end(self) {
+    async fn end(mut self) {
         self.goes_on.store(false, Ordering::Relaxed);
-        for client in self.clients {
+        for client in std::mem::take(&mut self.clients) {
             client.await.unwrap();
         }
+    }
+}
+
+/// A test that fails ends, too.
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.goes_on.store(false, Ordering::Relaxed);
     }
 }
 

@@ -123,13 +123,9 @@ impl Sql {
             plan: sql(include_str!("sql/plan.sql")),
             record: Record::default(),
         };
-        let lookup = |valid, wanted, answer| {
-            let script = include_str!("sql/lookup_kept.sql")
-                .replace("/*valid*/", valid)
-                .replace("/*wanted*/", wanted)
-                .replace("/*answer*/", answer);
+        let lookup = |script| {
             kept(
-                &script,
+                script,
                 [Type::BYTEA_ARRAY, Type::BOOL],
                 [Box::new(Vec::<&[u8]>::new()), Box::new(false)],
             )
@@ -150,16 +146,8 @@ impl Sql {
                 [Type::PG_SNAPSHOT, Type::INT4],
                 [Box::new(Snapshot::first()), Box::new(0)],
             ),
-            lookup_kept: lookup(
-                "/*all_seen*/ OR /*usable*/ AND /*unchanged*/",
-                "e.valid OR e.revalidatable OR $2",
-                "e.head, e.body",
-            ),
-            lookup_unsearched: lookup(
-                "/*all_seen*/",
-                "true OR $2",
-                "CASE WHEN e.valid THEN e.head END, CASE WHEN e.valid THEN e.body END",
-            ),
+            lookup_kept: lookup(include_str!("sql/lookup_kept.sql")),
+            lookup_unsearched: lookup(include_str!("sql/lookup_unsearched.sql")),
             store: sql(include_str!("sql/store.sql")),
             store_marker: sql(include_str!("sql/store_marker.sql")),
             freshen: sql(include_str!("sql/freshen.sql")),
