@@ -7,8 +7,8 @@
 //! 2. That the store cannot be asked is left with the mark, so that the inner layer need not find out again; and
 //!    so is what the outer one needs in order to store the answer, if nobody claims the request.
 //! 3. Preconditions and ranges that the outer layer took out of the request, to answer them itself, are put back
-//!    for the inner one. Not where a layer of another engine is between the two: what the request carries then is that
-//!    layer's own question, and the client gets the whole.
+//!    for the inner one. Not where a layer of another engine is between the two and has done the same: what the request carries
+//!    then is that layer's own question.
 //! 4. An outer layer never serves what an inner one stored, even if both have the same settings: what is between
 //!    the two may turn people away, know who they are, and correct what they say. The inner layer decides by what
 //!    has become of the request there, and the outer one cannot know that. So the number of layers of the engine
@@ -85,18 +85,18 @@ impl Mark {
         changes: bool,
     ) -> Option<Self> {
         let mut mark = request.extensions().get::<Self>().cloned();
-        let mut is_nearest = true;
+        let mut is_untouched = true;
         while let Some(found) = mark {
             if Arc::ptr_eq(&found.0.engine, engine) {
                 found.0.sees_to_changes.store(changes, Ordering::Release);
                 found.0.claimed.store(true, Ordering::Release);
-                if let Some(conditionals) = found.0.conditionals.as_ref().filter(|_| is_nearest) {
+                if let Some(conditionals) = found.0.conditionals.as_ref().filter(|_| is_untouched) {
                     take_conditionals(request.headers_mut());
                     request.headers_mut().extend(conditionals.clone());
                 }
                 return Some(found);
             }
-            is_nearest = false;
+            is_untouched &= found.0.conditionals.is_none();
             mark = found.0.outer.clone();
         }
         None

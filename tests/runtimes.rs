@@ -145,6 +145,11 @@ fn what_is_in_memory_is_not_waited_for_where_the_runtime_that_reads_the_feed_sta
         drop(lock);
         let answer = timeout(HANG, fetch(&stage.app, "/0")).await;
         assert_eq!(answer.expect("an answer").text(), "answer");
+        // and nobody else has to wait, or to do without what is stored
+        until_hit(&stage.app).await;
+        for _ in 0..10 {
+            assert!(fetch(&stage.app, "/0").await.is_hit());
+        }
     });
     // and all is well when it goes on
     still.block_on(async {
@@ -166,7 +171,7 @@ fn a_connection_goes_back_to_the_pool_when_its_runtime_ends() {
 }
 
 #[test]
-fn a_cache_may_outlive_its_runtime() {
+fn a_cache_may_outlive_its_runtimes() {
     let lasting = runtime();
     let database = lasting.block_on(test_support::database());
     let cache = PgCacheBuilder::<PgCache>::connecting(database.config(), NoTls)
@@ -174,11 +179,12 @@ fn a_cache_may_outlive_its_runtime() {
         .build()
         .unwrap();
     let app = app(&cache);
-    let ending = runtime();
-    ending.block_on(async {
-        until_hit(&app).await;
-    });
-    drop(ending);
+    // one after the other, each with the only connection
+    for _ in 0..8 {
+        let ending = runtime();
+        ending.block_on(until_hit(&app));
+        drop(ending);
+    }
     drop(app);
     drop(cache);
 }

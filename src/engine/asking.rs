@@ -96,6 +96,9 @@ impl Engine {
         };
         // another request may have seen to it
         let is_young = self.feed.age(now).is_some_and(|age| age < max_staleness);
+        if !is_young && self.feed.is_held_up() {
+            return Recalled::Nothing;
+        }
         if !is_young && !self.catch_up().await {
             return Recalled::Unusable(Bypass::Store);
         }
@@ -175,6 +178,8 @@ impl Engine {
                 self.readiness.forget();
                 self.feed.lose_touch();
             }
+            // that says nothing about the database
+            Err(Fault::HeldUp) => {}
             // it is tried again in its own time, and costs nothing until then
             Err(Fault::Unprepared(error)) => self.note_read_failure(&error),
             Err(Fault::Unanswered(error)) => {
@@ -420,10 +425,12 @@ impl Finding {
 }
 
 /// Why a question has no answer.
-enum Fault {
+pub(super) enum Fault {
     /// There is no schema that could be asked.
     Unprepared(Error),
     Unanswered(Error),
+    /// Who asks for all stands still.
+    HeldUp,
 }
 
 impl From<Error> for Fault {

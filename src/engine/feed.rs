@@ -13,16 +13,17 @@
 //! 5. The barrier: a request is judged by a read that began after it arrived. One read at a time; those who arrive
 //!    while it is under way wait together for the next, and nobody is woken for a read that is not his. A read has
 //!    half of the lookup deadline, so that he who waits for the second has an answer within the whole. The task that reads may
-//!    be in a runtime that stands still: nobody waits for it for longer than the deadline.
+//!    be in a runtime that stands still: nobody waits for it for longer than the deadline, and until it goes on, lookups do.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::Engine;
+use super::asking::Fault;
 use super::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Expiring, FeedRead, Origin, Position, Timer};
@@ -45,6 +46,7 @@ pub(crate) struct Feed {
     begun_at: AtomicU64,
     /// When the database last said that it has no epoch, likewise.
     lost_at: AtomicU64,
+    held_up: AtomicBool,
     reading: Mutex<Reading>,
 }
 
@@ -54,7 +56,7 @@ struct Reading {
     /// Those who wait for the next read, and how many they are.
     waiting: Arc<Round>,
     number: usize,
-    /// The runtimes they are in in which somebody sees to it that they do not wait for too long.
+    /// In which runtimes somebody sees to it that they do not wait for too long.
     minded: Vec<Runtime>,
     /// Whether there shall be a next read, even if nobody waits for it.
     wanted: bool,
@@ -97,6 +99,10 @@ impl Expiring for Round {
         self.outcome.get().is_some()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn expire(&self, why: Error) {
         self.end(Err(why));
     }
@@ -110,12 +116,18 @@ impl Default for Feed {
             changed: RwLock::default(),
             begun_at: AtomicU64::new(0),
             lost_at: AtomicU64::new(0),
+            held_up: AtomicBool::new(false),
             reading: Mutex::default(),
         }
     }
 }
 
 impl Feed {
+    /// Whether the runtime stands still that has the task that reads.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.held_up.load(Ordering::Acquire)
+    }
+
     /// The number of the last read. To be taken before a lookup is sent, for what the lookup finds.
     pub(crate) fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
@@ -272,15 +284,19 @@ impl Reading {
 impl Engine {
     /// Returns when a read of the feed that began after this call is applied; false if the database has no epoch. Takes
     /// at most the lookup deadline.
-    pub(super) async fn barrier(self: &Arc<Self>) -> ReadOutcome {
+    pub(super) async fn barrier(self: &Arc<Self>) -> Result<bool, Fault> {
         let round = self.next_read()?;
-        round.outcome().await
+        Ok(round.outcome().await?)
     }
 
-    fn next_read(self: &Arc<Self>) -> Result<Arc<Round>, Error> {
+    fn next_read(self: &Arc<Self>) -> Result<Arc<Round>, Fault> {
         let runtime = runtime();
         let mut reading = self.feed.lock();
-        let round = reading.wait()?;
+        if reading.waiting.is_over() {
+            self.feed.held_up.store(true, Ordering::Release);
+            return Err(Fault::HeldUp);
+        }
+        let round = reading.wait().map_err(Fault::Unanswered)?;
         let is_unminded = !reading.minded.contains(&runtime);
         if is_unminded {
             reading.minded.push(runtime);
@@ -320,6 +336,7 @@ impl Drop for Reader {
         if let Some(engine) = &self.0 {
             let mut reading = engine.feed.lock();
             reading.running = false;
+            engine.feed.held_up.store(false, Ordering::Release);
             let lost = reading.depart();
             drop(reading);
             drop(lost);
@@ -337,6 +354,7 @@ impl Reader {
             return None;
         }
         reading.wanted = false;
+        engine.feed.held_up.store(false, Ordering::Release);
         let next = (reading.depart(), reading.position.clone());
         drop(reading);
         self.0 = Some(engine);

@@ -175,31 +175,3 @@ impl Weighter<Key, Arc<Remembered>> for Weight {
         (body.len() + head.weight() + 8 * probes.len() + FLAT_RATE) as u64
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn time_makes_fresh_answers_old_and_stale() {
-        let seconds = Duration::from_secs;
-        let fresh = Condition {
-            age: seconds(1),
-            fresh_for: seconds(10),
-            stale_for: Duration::ZERO,
-            valid: true,
-        };
-        let later = fresh.later(seconds(4));
-        assert_eq!(
-            (later.age, later.fresh_for, later.stale_for),
-            (seconds(5), seconds(6), seconds(0))
-        );
-        let stale = later.later(seconds(8));
-        assert_eq!(
-            (stale.age, stale.fresh_for, stale.stale_for),
-            (seconds(13), seconds(0), seconds(2))
-        );
-    }
-}

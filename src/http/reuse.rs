@@ -27,9 +27,11 @@ impl Condition {
     /// What becomes of it as time goes by.
     pub(crate) fn later(self, elapsed: Duration) -> Self {
         Self {
-            age: self.age + elapsed,
+            age: self.age.saturating_add(elapsed),
             fresh_for: self.fresh_for.saturating_sub(elapsed),
-            stale_for: self.stale_for + elapsed.saturating_sub(self.fresh_for),
+            stale_for: self
+                .stale_for
+                .saturating_add(elapsed.saturating_sub(self.fresh_for)),
             valid: self.valid,
         }
     }
@@ -160,6 +162,22 @@ mod tests {
         let mut headers = http::HeaderMap::new();
         headers.insert("cache-control", directives.parse().expect("a field value"));
         RequestDirectives::of(&headers)
+    }
+
+    #[test]
+    fn time_makes_fresh_answers_old_and_stale() {
+        let later = fresh(1, 10).later(S(4));
+        assert_eq!(later, fresh(5, 6));
+        let stale = later.later(S(8));
+        assert_eq!(
+            (stale.age, stale.fresh_for, stale.stale_for),
+            (S(13), S(0), S(2))
+        );
+        let for_ever = stale.later(Duration::MAX);
+        assert_eq!(
+            (for_ever.age, for_ever.stale_for),
+            (Duration::MAX, Duration::MAX)
+        );
     }
 
     #[test]

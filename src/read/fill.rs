@@ -212,8 +212,12 @@ impl<S> Call<S> {
         };
         self.cache.cache.engine.count_miss();
         let (head, body) = response.into_parts();
-        let is_part = head.status == StatusCode::PARTIAL_CONTENT;
-        if let Some(beginning) = errand.completes.take_if(|_| is_part) {
+        // a 416 is an answer to the range that was put in, too
+        let is_about_rest = matches!(
+            head.status,
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE
+        );
+        if let Some(beginning) = errand.completes.take().filter(|_| is_about_rest) {
             let rest = collected(body, beginning.missing).await;
             return Ok(self.complete(errand, &beginning.part, fill, head, rest, remarks));
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use super::kept::Session;
@@ -113,8 +114,9 @@ impl Drop for Preparing {
     }
 }
 
-/// Held by the task that gives connections back. If that is dropped with its runtime, it gives back all there are: nobody else
-/// may come for long, and outside a runtime a pool cannot take them.
+/// Held by the task that gives connections back. If that is dropped with its runtime, it gives back all that are open: nobody
+/// else may come for long. Those that were in that runtime are closed by then, or will be: for each that a pool finds closed it
+/// makes another one, which it cannot do there, and would wait for ever after. So these are left to whoever comes next.
 struct Sweeper(Option<Arc<Store>>);
 
 impl Drop for Sweeper {
@@ -122,9 +124,22 @@ impl Drop for Sweeper {
         if let Some(store) = &self.0 {
             let mut waiting = store.idle.lock();
             waiting.swept = false;
-            let given_back = std::mem::take(&mut waiting.sessions);
+            let all = std::mem::take(&mut waiting.sessions).into_iter();
+            let (open, closed): (Vec<_>, Vec<_>) =
+                all.partition(|(session, _)| !session.shared().is_closed());
+            waiting.sessions = closed;
             drop(waiting);
-            drop(given_back);
+            drop(open);
+        }
+    }
+}
+
+/// Nor can a pool make another one outside a runtime.
+impl Drop for Idle {
+    fn drop(&mut self) {
+        if Handle::try_current().is_err() {
+            let waiting = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(std::mem::take(&mut waiting.sessions));
         }
     }
 }

@@ -21,6 +21,11 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(5);
 pub(crate) trait Expiring: Debug + Send + Sync {
     fn is_over(&self) -> bool;
 
+    /// Whether some may be in other runtimes, where somebody looks after them, too.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// They are told that they will not get it, unless they have it.
     fn expire(&self, why: Error);
 }
@@ -110,7 +115,7 @@ impl Drop for Minder {
         let lost = store
             .lanes
             .outstanding(|outstanding| outstanding.take(self.runtime));
-        for (_, who) in lost {
+        for (_, who) in lost.into_iter().filter(|(_, who)| !who.is_shared()) {
             who.expire(Error::new(
                 ErrorKind::Closed,
                 "the runtime is shutting down",

@@ -137,3 +137,24 @@ async fn a_layer_of_another_engine_between_gets_an_answer_to_its_own_question() 
     let answer = ask(&app, "GET", "/a", &[("if-none-match", "\"new\"")]).await;
     assert_eq!((answer.status.as_u16(), answer.text()), (200, "new"));
 }
+
+/// A layer of another engine that only passes the request on changes nothing.
+#[tokio::test]
+async fn a_layer_of_another_engine_between_that_asks_nothing_is_not_in_the_way() {
+    let databases = [
+        test_support::database().await,
+        test_support::database().await,
+    ];
+    let (outer, between) = (engine(&databases[0]).await, engine(&databases[1]).await);
+    let origin = Origin::saying(tagged);
+    let alone = origin.router(outer.layer().ttl(MINUTE));
+    assert!(ask(&alone, "GET", "/a", &[]).await.is_stored());
+    outer.settled().await;
+    test::expire(&outer, &"/a".parse().unwrap()).await.unwrap();
+    let app = origin
+        .router(outer.layer().bypass())
+        .layer(between.layer().bypass())
+        .layer(outer.layer().ttl(MINUTE));
+    let answer = ask(&app, "GET", "/a", &[]).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "0123456789"));
+}

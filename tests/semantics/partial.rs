@@ -204,6 +204,49 @@ async fn an_origin_that_sends_what_does_not_fit_spoils_one_answer_at_most() {
     assert_eq!(stage.asked(), ["bytes=0-3", "bytes=4-", ""]);
 }
 
+#[tokio::test]
+async fn an_origin_that_has_become_too_short_for_the_rest_spoils_one_answer_at_most() {
+    let stage = stage().await;
+    let shorter = Arc::new(AtomicBool::new(false));
+    let handler = {
+        let shorter = shorter.clone();
+        move |request: Request<Body>| {
+            let is_range = request.headers().contains_key("range");
+            let response = Response::builder().header("cache-control", "max-age=60");
+            let response = match (shorter.load(Ordering::Relaxed), is_range) {
+                (false, _) => response
+                    .status(StatusCode::PARTIAL_CONTENT)
+                    .header("etag", r#""a""#)
+                    .header("content-range", "bytes 0-3/10")
+                    .body(Body::from("0123")),
+                (true, true) => response
+                    .status(StatusCode::RANGE_NOT_SATISFIABLE)
+                    .header("content-range", "bytes */2")
+                    .body(Body::empty()),
+                (true, false) => response.body(Body::from("01")),
+            };
+            std::future::ready(response.unwrap())
+        }
+    };
+    let app = Router::new()
+        .route("/short", get(handler))
+        .layer(stage.cache.layer().domain(FILE));
+    let ask = async |range: Option<&str>| {
+        let mut request = Request::get("/short");
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let answer = send(&app, request.body(Body::empty()).unwrap()).await;
+        stage.cache.settled().await;
+        answer
+    };
+    assert!(ask(Some("bytes=0-3")).await.is_stored());
+    shorter.store(true, Ordering::Relaxed);
+    assert_eq!(ask(None).await.status, StatusCode::BAD_GATEWAY);
+    let whole = ask(None).await;
+    assert_eq!((whole.status, whole.text()), (StatusCode::OK, "01"));
+}
+
 /// An instance of the next release, which has a second layer, finds what one of the last release has stored.
 #[tokio::test]
 async fn a_layer_within_does_not_take_the_completion_for_what_the_client_wants() {
