@@ -170,6 +170,26 @@ fn a_connection_goes_back_to_the_pool_when_its_runtime_ends() {
     });
 }
 
+/// The connection ends with the runtime that has made it.
+#[test]
+fn the_place_of_a_connection_is_free_when_its_runtime_ends() {
+    let lasting = runtime();
+    let (_database, pool) = lasting.block_on(async {
+        let database = test_support::database().await;
+        let pool = database.pool(1);
+        (database, pool)
+    });
+    let cache = PgCache::builder(pool.clone()).build().unwrap();
+    let app = app(&cache);
+    let ending = runtime();
+    ending.block_on(until_hit(&app));
+    drop(ending);
+    lasting.block_on(async {
+        let connection = timeout(HANG, pool.get()).await;
+        connection.expect("a connection").unwrap();
+    });
+}
+
 #[test]
 fn a_cache_may_outlive_its_runtimes() {
     let lasting = runtime();

@@ -96,11 +96,12 @@ impl Engine {
         };
         // another request may have seen to it
         let is_young = self.feed.age(now).is_some_and(|age| age < max_staleness);
-        if !is_young && self.feed.is_held_up() {
-            return Recalled::Nothing;
-        }
-        if !is_young && !self.catch_up().await {
-            return Recalled::Unusable(Bypass::Store);
+        if !is_young && (self.feed.is_held_up() || !self.catch_up().await) {
+            // who cannot read on may look it up
+            return match self.feed.is_held_up() {
+                true => Recalled::Nothing,
+                false => Recalled::Unusable(Bypass::Store),
+            };
         }
         self.confirmed(&remembered, entry)
     }

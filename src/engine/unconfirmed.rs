@@ -91,7 +91,10 @@ impl Engine {
         let looking = Looking(self.clone());
         spawn(async move {
             looking.0.reads.hurry();
-            looking.0.catch_up().await;
+            // if it is, the next lookup finds out
+            if !looking.0.feed.is_held_up() {
+                looking.0.catch_up().await;
+            }
         });
     }
 }

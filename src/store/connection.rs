@@ -40,6 +40,9 @@ pub(crate) trait Source: Send + Sync {
 
     /// Whether all connections are in use, and somebody waits for one.
     fn is_wanted(&self) -> bool;
+
+    /// Whether it makes another connection when it gets one back that is closed: by a task, so that it needs a runtime that lasts.
+    fn replaces_closed(&self) -> bool;
 }
 
 impl<M> Source for Pool<M>
@@ -66,6 +69,10 @@ where
         state.idle_connections == 0
             && state.connections >= self.most_connections()
             && state.statistics.pending_gets() > 0
+    }
+
+    fn replaces_closed(&self) -> bool {
+        self.config().min_idle.is_some_and(|least| least > 0)
     }
 }
 
@@ -120,6 +127,10 @@ where
     fn is_wanted(&self) -> bool {
         self.pool().is_wanted()
     }
+
+    fn replaces_closed(&self) -> bool {
+        self.pool.get().is_some_and(Source::replaces_closed)
+    }
 }
 
 /// There is no database.
@@ -140,6 +151,10 @@ impl Source for Nowhere {
     }
 
     fn is_wanted(&self) -> bool {
+        false
+    }
+
+    fn replaces_closed(&self) -> bool {
         false
     }
 }

@@ -114,9 +114,9 @@ impl Drop for Preparing {
     }
 }
 
-/// Held by the task that gives connections back. If that is dropped with its runtime, it gives back all that are open: nobody
-/// else may come for long. Those that were in that runtime are closed by then, or will be: for each that a pool finds closed it
-/// makes another one, which it cannot do there, and would wait for ever after. So these are left to whoever comes next.
+/// Held by the task that gives connections back. If that is dropped with its runtime, it gives back all there are: nobody else
+/// may come for long. But those that were in that runtime may be closed by then, and bb8 makes another one for each if it is to
+/// keep some (`min_idle`), which it cannot do there, and would wait for ever after. Such are left to whoever comes next.
 struct Sweeper(Option<Arc<Store>>);
 
 impl Drop for Sweeper {
@@ -125,21 +125,22 @@ impl Drop for Sweeper {
             let mut waiting = store.idle.lock();
             waiting.swept = false;
             let all = std::mem::take(&mut waiting.sessions).into_iter();
-            let (open, closed): (Vec<_>, Vec<_>) =
-                all.partition(|(session, _)| !session.shared().is_closed());
-            waiting.sessions = closed;
+            let replaces = store.source.replaces_closed();
+            let (given_back, left): (Vec<_>, Vec<_>) =
+                all.partition(|(session, _)| !replaces || !session.shared().is_closed());
+            waiting.sessions = left;
             drop(waiting);
-            drop(open);
+            drop(given_back);
         }
     }
 }
 
-/// Nor can a pool make another one outside a runtime.
-impl Drop for Idle {
+/// Nor can bb8 make another one outside a runtime: it panics.
+impl Drop for Store {
     fn drop(&mut self) {
-        if Handle::try_current().is_err() {
-            let waiting = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-            std::mem::forget(std::mem::take(&mut waiting.sessions));
+        if Handle::try_current().is_err() && self.source.replaces_closed() {
+            let left = std::mem::take(&mut self.idle.lock().sessions);
+            std::mem::forget(left);
         }
     }
 }

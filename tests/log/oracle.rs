@@ -447,7 +447,7 @@ impl Checker {
         const AROUND: &str = "
             UPDATE pgcache.entry e
                SET snapshot = format('%1$s:%1$s:', floor(random() * 8)::bigint - 2
-                                     + (SELECT coalesce(greatest(max(i.xid), max(p.last_folded))::text::bigint, 5)
+                                     + (SELECT coalesce(greatest(max(i.xid::text::bigint), max(p.last_folded::text::bigint)), 5)
                                           FROM pgcache.epoch p LEFT JOIN pgcache.invalidation i ON true))::pg_snapshot";
         for before in ["", AROUND, &format!("SELECT pgcache.fold(); {AROUND}")] {
             let begin = format!("BEGIN; {before}");
