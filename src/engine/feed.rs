@@ -296,7 +296,7 @@ impl Engine {
             self.feed.held_up.store(true, Ordering::Release);
             return Err(Fault::HeldUp);
         }
-        let round = reading.wait().map_err(Fault::Unanswered)?;
+        let round = reading.wait()?;
         let is_unminded = !reading.minded.contains(&runtime);
         if is_unminded {
             reading.minded.push(runtime);

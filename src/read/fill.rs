@@ -137,7 +137,7 @@ impl<S> Call<S> {
         fill: Fill,
         status: StatusCode,
     ) -> Response<ResponseBody<B>> {
-        tracing::warn!("a part does not fit the stored one with the same strong validator");
+        tracing::warn!("what was sent does not complete the stored beginning, which is given up");
         let Errand { subject, why, .. } = errand;
         let label = Label {
             scopes: subject.scopes.clone(),

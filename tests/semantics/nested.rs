@@ -115,14 +115,20 @@ async fn a_layer_between_may_change_what_selects_a_variant() {
     }
 }
 
-/// What a layer of another engine asks for itself is not replaced by what the client wanted to know.
-#[tokio::test]
-async fn a_layer_of_another_engine_between_gets_an_answer_to_its_own_question() {
+/// With the databases that they need.
+async fn two_engines() -> (PgCache, PgCache, [test_support::Database; 2]) {
     let databases = [
         test_support::database().await,
         test_support::database().await,
     ];
-    let (outer, between) = (engine(&databases[0]).await, engine(&databases[1]).await);
+    let (one, other) = (engine(&databases[0]).await, engine(&databases[1]).await);
+    (one, other, databases)
+}
+
+/// What a layer of another engine asks for itself is not replaced by what the client wanted to know.
+#[tokio::test]
+async fn a_layer_of_another_engine_between_gets_an_answer_to_its_own_question() {
+    let (outer, between, _databases) = two_engines().await;
     let origin = Origin::saying(|_| says(200, &[("etag", "\"old\"")], "old"));
     let inner = origin.router(outer.layer().bypass());
     let middle = inner.layer(between.layer().ttl(MINUTE).domain(ITEM));
@@ -141,11 +147,7 @@ async fn a_layer_of_another_engine_between_gets_an_answer_to_its_own_question() 
 /// A layer of another engine that only passes the request on changes nothing.
 #[tokio::test]
 async fn a_layer_of_another_engine_between_that_asks_nothing_is_not_in_the_way() {
-    let databases = [
-        test_support::database().await,
-        test_support::database().await,
-    ];
-    let (outer, between) = (engine(&databases[0]).await, engine(&databases[1]).await);
+    let (outer, between, _databases) = two_engines().await;
     let origin = Origin::saying(tagged);
     let alone = origin.router(outer.layer().ttl(MINUTE));
     assert!(ask(&alone, "GET", "/a", &[]).await.is_stored());
