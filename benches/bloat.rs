@@ -77,44 +77,40 @@ impl Table {
         sql.batch_execute(template).await.unwrap();
         // the columns of the one entry, by the statement of the writer
         let store = include_str!("../src/store/sql/store.sql");
-        let parameters = [
-            ("$10", "t.revalidatable"),
-            ("$11", "t.authority"),
-            ("$12", "t.path"),
-            ("$13", "t.tenant"),
-            ("$14", "t.scopes"),
-            ("$15", "sha256(convert_to(random()::text, 'UTF8'))"),
-            ("$16", "t.head"),
-            (
-                "$17",
-                "convert_to(repeat(chr(32 + (random() * 90)::int), $2::int), 'UTF8')",
-            ),
-            ("$18", "t.route"),
-            ("$19", "t.cost"),
-            ("$1", "sha256($1::bigint::text::bytea)"),
-            ("$2", "t.epoch::text"),
-            ("$3", "t.incarnation"),
-            ("$4", "pg_current_snapshot()"),
-            ("$5", "t.probes"),
-            ("$6", "extract(epoch FROM clock_timestamp())::float8"),
-            ("$7", "0::float8"),
-            ("$8", "36000::float8"),
-            ("$9", "36000::float8"),
+        let columns = [
+            "sha256(__key__::text::bytea)",
+            "t.epoch::text",
+            "t.incarnation",
+            "pg_current_snapshot()",
+            "extract(epoch FROM clock_timestamp())::float8",
+            "0::float8",
+            "36000::float8",
+            "36000::float8",
+            "t.revalidatable",
+            "t.authority",
+            "t.path",
+            "t.route",
+            "t.tenant",
+            "sha256(convert_to(random()::text, 'UTF8'))",
+            "t.cost",
+            "t.unpacked",
+            "t.head",
+            "convert_to(repeat(chr(32 + (random() * 90)::int), __size__), 'UTF8')",
+            "1",
+            "cardinality(t.probes)",
+            "1",
+            "cardinality(t.scopes)",
         ];
-        let mut store = store.replace(
-            "FROM pgcache.current c",
-            "FROM pgcache.current c CROSS JOIN template t",
-        );
-        let size = "__size__";
-        for (place, value) in parameters {
-            let value = value
-                .replace("$2::int", size)
-                .replace("$1::bigint", "__key__");
-            store = store.replace(place, &value);
+        let mut store = store.replace("FROM unnest(", "FROM template t CROSS JOIN unnest(");
+        let columns = columns.map(|column| format!("ARRAY[{column}]"));
+        let lists = ["t.probes", "t.scopes"].map(str::to_owned);
+        let parameters = columns.into_iter().chain(lists).enumerate();
+        for (n, value) in parameters.collect::<Vec<_>>().into_iter().rev() {
+            store = store.replace(&format!("${}", n + 1), &value);
         }
         let store = store
-            .replace(size, "$2::int")
-            .replace("__key__", "$1::bigint");
+            .replace("__key__", "$1::bigint")
+            .replace("__size__", "$2::int");
         let store = sql.prepare(&store).await.unwrap();
         Self {
             sql,
@@ -161,7 +157,7 @@ impl Table {
 
     async fn report(&self, number: u32, begun: Instant) {
         let figures = "
-            SELECT (SELECT sum(pgcache.weight(head, body, path, probes, scopes, variants)) FROM pgcache.entry)::float8,
+            SELECT (SELECT sum(pgcache.weight(head, body, path, meta, scopes, variants)) FROM pgcache.entry)::float8,
                    pg_relation_size(c.oid)::float8, pg_total_relation_size(c.reltoastrelid)::float8,
                    pg_indexes_size(c.oid)::float8, pg_total_relation_size(c.oid)::float8,
                    pg_stat_get_autovacuum_count(c.oid), pg_stat_get_autovacuum_count(c.reltoastrelid),
