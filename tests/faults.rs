@@ -523,6 +523,37 @@ async fn a_damaged_entry_is_not_served_and_is_replaced() {
     replaced(&admin, &cache, &app, &calls, "/head", "path = path").await;
 }
 
+/// What the search for changes goes by says that there was none; by plain statements and by those that sessions keep.
+#[tokio::test]
+async fn damage_on_the_disk_to_what_validity_is_judged_by_is_noticed() {
+    for warm in [0, 40] {
+        let database = test_support::database().await;
+        let cache = patient(database.pool(1)).memory(0).build().unwrap();
+        cache.ready().await.unwrap();
+        let app = Router::new()
+            .fallback(|| ready("answer"))
+            .layer(cache.layer().ttl(MINUTE).domain(THINGS));
+        for path in ["/warm", "/snapshot", "/probes"] {
+            ask(&app, "GET", path).await;
+        }
+        settled(&cache).await;
+        // nothing that Postgres does changes one of them alone
+        let damage = "ALTER TABLE pgcache.entry ALTER meta DROP EXPRESSION;
+                      UPDATE pgcache.entry SET snapshot = '1000000000:1000000000:' WHERE path = '/snapshot';
+                      UPDATE pgcache.entry SET probes = '{}' WHERE path = '/probes'";
+        let admin = database.connect().await;
+        admin.batch_execute(damage).await.unwrap();
+        for _ in 0..warm {
+            assert!(ask(&app, "GET", "/warm").await.is_hit());
+            settled(&cache).await;
+        }
+        cache.invalidate([THINGS]).await.unwrap();
+        for path in ["/snapshot", "/probes"] {
+            assert!(!ask(&app, "GET", path).await.is_hit(), "{path}, {warm}");
+        }
+    }
+}
+
 async fn replaced(
     admin: &Client,
     cache: &PgCache,

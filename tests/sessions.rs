@@ -370,3 +370,30 @@ async fn a_connection_is_given_to_whoever_waits_for_it() {
         timeout(HANG, given_back).await.expect("the cache keeps it");
     }
 }
+
+/// As for every session when the server's configuration is read again. Lookups that run as SERIALIZABLE make others' writes fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_isolation_that_changes_is_noticed_before_long() {
+    let database = test_support::database().await;
+    let stage = Stage::new(&database, 1, 0).await;
+    let traffic = stage.traffic(true).await;
+    stage.something_is_kept().await;
+    traffic.end().await;
+    let set = "SET default_transaction_isolation = 'serializable'";
+    let session = stage.pool.get().await.unwrap();
+    session.batch_execute(set).await.unwrap();
+    drop(session);
+    for _ in 0..300 {
+        assert!(stage.get("/busy").await.is_hit());
+    }
+    // while a serializable transaction is open, the server remembers what such transactions read
+    let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; SELECT count(*) FROM pg_class";
+    stage.sql.batch_execute(begin).await.unwrap();
+    for _ in 0..20 {
+        assert!(stage.get("/busy").await.is_hit());
+    }
+    let read = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND relation = 'pgcache.entry'::regclass";
+    let observer = database.connect().await;
+    let read: i64 = observer.query_one(read, &[]).await.unwrap().get(0);
+    assert_eq!(read, 0);
+}

@@ -384,7 +384,7 @@ impl Engine {
                 answer: Arc::new(answer),
                 condition,
                 checksum: Some(checksum),
-                snapshot,
+                snapshot: Some(snapshot),
                 packed,
             })
         });

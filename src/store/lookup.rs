@@ -16,6 +16,7 @@ use tokio_postgres::{GenericClient, Row, RowStream};
 
 use super::checksum::{Checksum, checksum};
 use super::kept::{Life, Session, Which};
+use super::meta::Meta;
 use super::{Origin, Snapshot, Store, StoredBody, read_transaction};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -124,7 +125,7 @@ pub(crate) struct Found {
     /// How long its handler took.
     pub(crate) cost: Duration,
     /// Taken before its handler was called.
-    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) snapshot: Snapshot,
 }
 
 /// The places of the columns of `pgcache.lookup`: to find them by name, for every row, costs as much as to read them.
@@ -132,17 +133,14 @@ mod column {
     pub(super) const ORIGIN: usize = 0;
     pub(super) const KEY: usize = 1;
     pub(super) const VALID: usize = 2;
-    pub(super) const REVALIDATABLE: usize = 3;
-    pub(super) const VARY: usize = 4;
-    pub(super) const CHECKSUM: usize = 5;
-    pub(super) const HEAD: usize = 6;
-    pub(super) const BODY: usize = 7;
-    pub(super) const PROBES: usize = 8;
-    pub(super) const SNAPSHOT: usize = 9;
-    pub(super) const BORN_AT: usize = 10;
-    pub(super) const EXPIRES_AT: usize = 11;
-    pub(super) const COST: usize = 12;
-    pub(super) const UNPACKED: usize = 13;
+    pub(super) const VARY: usize = 3;
+    pub(super) const HEAD: usize = 4;
+    pub(super) const BODY: usize = 5;
+    pub(super) const META: usize = 6;
+    // not of the statement that does not search
+    pub(super) const REVALIDATABLE: usize = 7;
+    pub(super) const SNAPSHOT: usize = 8;
+    pub(super) const PROBES: usize = 9;
 }
 
 /// What one statement asks for.
@@ -203,11 +201,7 @@ impl Store {
         read_to_end(stream, &mut |row| {
             if life.is_none() {
                 self.note_isolation(&row)?;
-                let [epoch, incarnation, ..] = words(&row)?;
-                life = Some(Life {
-                    epoch: epoch.into(),
-                    incarnation: incarnation.into(),
-                });
+                life = Some(words(&row)?.life());
             }
             rows(row)
         })
@@ -274,9 +268,8 @@ impl Store {
             Ok(stream) => {
                 let mut of_life = |row: Row| {
                     if answered.is_none() {
-                        let is_it = |[epoch, incarnation, ..]: [&str; 5]| {
-                            life.is(Some(epoch), Some(incarnation))
-                        };
+                        let is_it =
+                            |words: Words<'_>| life.is(Some(words.epoch), Some(words.incarnation));
                         answered = Some(words(&row).is_ok_and(is_it));
                         if answered == Some(true) {
                             self.note_isolation(&row)?;
@@ -303,8 +296,9 @@ impl Store {
     }
 
     fn note_isolation(&self, row: &Row) -> Result<(), Error> {
-        let read_committed = words(row)?[4] == "t";
-        self.read_committed.store(read_committed, Ordering::Relaxed);
+        if let Some(is) = words(row)?.is_read_committed {
+            self.read_committed.store(is, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
@@ -324,21 +318,30 @@ async fn read_to_end(stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
 /// A time in which what is asked for was stored after the last change of anything, as far as statements tell that do not search
 /// for changes.
 #[derive(Debug, Default)]
-pub(super) struct Lull(AtomicU32);
+pub(super) struct Lull {
+    /// How many statements are still to search after one that did not do.
+    to_search: AtomicU32,
+    /// How many there were.
+    statements: AtomicU32,
+}
 
 impl Lull {
     /// After how many statements one that does not search is tried again.
     const PAUSE: u32 = 16;
 
+    /// Of so many one searches at least: those tell which isolation is the default.
+    const TELLING: u32 = 256;
+
     /// To be asked once for each statement.
     fn has_ended(&self) -> bool {
         let passed = |left: u32| left.checked_sub(1);
         let (set, fetched) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.0.fetch_update(set, fetched, passed).is_ok()
+        let number = self.statements.fetch_add(1, Ordering::Relaxed);
+        number % Self::TELLING == 0 || self.to_search.fetch_update(set, fetched, passed).is_ok()
     }
 
     fn end(&self) {
-        self.0.store(Self::PAUSE, Ordering::Relaxed);
+        self.to_search.store(Self::PAUSE, Ordering::Relaxed);
     }
 }
 
@@ -351,21 +354,45 @@ pub(super) fn may_be_about_one(error: &Error) -> bool {
 }
 
 pub(super) fn origin(row: &Row) -> Result<Origin, Error> {
-    let [epoch, incarnation, snapshot, at, _] = words(row)?;
-    let at: u64 = at.parse().map_err(|_| unreadable())?;
+    let words = words(row)?;
+    let at: u64 = words.at.parse().map_err(|_| unreadable())?;
     Ok(Origin {
-        epoch: epoch.into(),
-        incarnation: incarnation.into(),
+        epoch: words.epoch.into(),
+        incarnation: words.incarnation.into(),
         at: at as f64 / 1e6,
-        snapshot: snapshot.parse().map_err(|()| unreadable())?,
+        snapshot: words.snapshot.parse().map_err(|()| unreadable())?,
     })
 }
 
 /// Of `pgcache.origin`.
-fn words(row: &Row) -> Result<[&str; 5], Error> {
+struct Words<'a> {
+    epoch: &'a str,
+    incarnation: &'a str,
+    snapshot: &'a str,
+    at: &'a str,
+    /// Whether statements are READ COMMITTED by default; `None`: the statement does not say.
+    is_read_committed: Option<bool>,
+}
+
+impl Words<'_> {
+    fn life(&self) -> Life {
+        Life {
+            epoch: self.epoch.into(),
+            incarnation: self.incarnation.into(),
+        }
+    }
+}
+
+fn words(row: &Row) -> Result<Words<'_>, Error> {
     let mut words = row.try_get::<_, &str>(column::ORIGIN)?.split(' ');
     let mut word = || words.next().ok_or_else(unreadable);
-    Ok([word()?, word()?, word()?, word()?, word()?])
+    Ok(Words {
+        epoch: word()?,
+        incarnation: word()?,
+        snapshot: word()?,
+        at: word()?,
+        is_read_committed: words.next().map(|word| word == "t"),
+    })
 }
 
 fn unreadable() -> Error {
@@ -393,48 +420,57 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));
     }
     let (head, body): (&[u8], &[u8]) = (row.try_get(column::HEAD)?, row.try_get(column::BODY)?);
-    let probes: Vec<i64> = row.try_get(column::PROBES)?;
-    let snapshot: Option<Snapshot> = row.try_get(column::SNAPSHOT).ok();
-    let unpacked: Option<i32> = row.try_get(column::UNPACKED)?;
-    let expected = snapshot
-        .as_ref()
-        .map(|snapshot| checksum(key, snapshot, &probes, head, body, unpacked));
-    let found: &[u8] = row.try_get(column::CHECKSUM)?;
-    let Some(checksum) = expected.filter(|expected| found == expected) else {
+    let meta = Meta::read(row.try_get(column::META)?)
+        .map(|meta| (checksum_of(key, &meta, head, body), meta))
+        .filter(|(checksum, meta)| meta.checksum == checksum && is_judged_by(row, meta));
+    let Some((checksum, meta)) = meta else {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
     };
-    let (Timestamp(born_at), Timestamp(expires_at)) = (
-        row.try_get(column::BORN_AT)?,
-        row.try_get(column::EXPIRES_AT)?,
-    );
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default();
     Ok(Some(Stored::Answer(Box::new(Found {
         head: Bytes::copy_from_slice(head),
         body: StoredBody {
             bytes: Bytes::copy_from_slice(body),
-            unpacked,
+            unpacked: meta.unpacked,
         },
-        probes,
+        probes: meta.probes,
         valid,
-        age: seconds(at - born_at),
-        fresh_for: seconds(expires_at - at),
-        stale_for: seconds(at - expires_at),
+        age: seconds(at - meta.born_at),
+        fresh_for: seconds(meta.expires_at - at),
+        stale_for: seconds(at - meta.expires_at),
         checksum,
-        cost: seconds(row.try_get(column::COST)?),
-        snapshot,
+        cost: seconds(meta.cost),
+        snapshot: meta.snapshot,
     }))))
 }
 
-/// A `timestamptz` in seconds since 1970.
-struct Timestamp(f64);
+fn checksum_of(key: Key, meta: &Meta<'_>, head: &[u8], body: &[u8]) -> Checksum {
+    let Meta {
+        snapshot, probes, ..
+    } = meta;
+    checksum(key, snapshot, probes, head, body, meta.unpacked)
+}
 
-impl<'a> FromSql<'a> for Timestamp {
+/// Whether the statement has judged by what the checksum covers: without a search by that itself, else by columns, which it sends.
+fn is_judged_by(row: &Row, meta: &Meta<'_>) -> bool {
+    if row.len() <= column::SNAPSHOT {
+        return true;
+    }
+    let columns = [column::SNAPSHOT, column::PROBES].map(|column| row.try_get(column));
+    let [Ok(Sent(snapshot)), Ok(Sent(probes))] = columns else {
+        return false;
+    };
+    meta.judged_by.strip_prefix(snapshot) == Some(probes)
+}
+
+/// A value as it is sent.
+struct Sent<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Sent<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn StdError + Sync + Send>> {
-        // from the first day of 2000, in microseconds
-        const EPOCH: f64 = 946_684_800.0;
-        Ok(Self(i64::from_sql(&Type::INT8, raw)? as f64 / 1e6 + EPOCH))
+        Ok(Self(raw))
     }
 
-    accepts!(TIMESTAMPTZ);
+    accepts!(PG_SNAPSHOT, INT8_ARRAY);
 }

@@ -19,6 +19,7 @@ mod kept;
 mod lanes;
 mod lease;
 mod lookup;
+mod meta;
 #[cfg(all(test, shuttle))]
 pub(crate) mod model;
 mod packing;
@@ -92,7 +93,7 @@ pub(crate) struct Store {
     /// Whether a statement is being prepared that a session is to keep.
     is_preparing: AtomicBool,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
-    /// before the first lookup, and again by each lookup.
+    /// before the first lookup, and again by [one of many](Lull) lookups at least.
     read_committed: AtomicBool,
     /// Whether the entries are partitioned: found out by [`prepare`](Self::prepare).
     is_partitioned: AtomicBool,

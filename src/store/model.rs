@@ -145,7 +145,7 @@ impl State {
             stale_for: age.saturating_sub(row.ttl),
             checksum: [1; 16],
             cost: Duration::ZERO,
-            snapshot: Some(row.snapshot.clone()),
+            snapshot: row.snapshot.clone(),
         };
         (valid || invalid_too).then(|| (key, Stored::Answer(Box::new(found))))
     }

@@ -1,5 +1,7 @@
 //! How much there may be.
 
+use test_support::copies_of_an_entry;
+
 use crate::{Instance, bytes, entries, is_stored, number};
 
 #[tokio::test]
@@ -77,24 +79,22 @@ async fn an_answer_of_more_than_a_tenth_of_the_bound_is_not_stored() {
 
 #[tokio::test]
 async fn two_janitors_at_once_share_the_work() {
-    const MANY: i64 = 5_000;
+    const MANY: u32 = 5_000;
     let database = test_support::database().await;
     let sql = database.connect().await;
     let one = Instance::new(&database, |b| b.max_entries(1_000)).await;
     let other = Instance::new(&database, |b| b.max_entries(1_000)).await;
     one.get_all(0..1, 1000).await;
-    let copies = format!(
-        "INSERT INTO pgcache.entry
-         SELECT r.* FROM (SELECT * FROM pgcache.entry LIMIT 1) e, generate_series(1, {MANY}) n,
-                jsonb_populate_record(NULL::pgcache.entry, to_jsonb(e)
-                    || jsonb_build_object('key', sha256(n::text::bytea), 'path', '/' || n,
-                                          'keep_until', CASE WHEN n % 2 = 0 THEN now() ELSE e.keep_until END)) r"
-    );
-    sql.batch_execute(&copies).await.unwrap();
+    let half_of_them_gone =
+        "'path', '/' || n, 'keep_until', CASE WHEN n % 2 = 0 THEN now() ELSE e.keep_until END";
+    copies_of_an_entry(&sql, MANY, half_of_them_gone).await;
     let (one, other) = tokio::join!(one.cache.cleanup(), other.cache.cleanup());
     let (one, other) = (one.unwrap(), other.unwrap());
-    assert_eq!(one.entries + other.entries, MANY as u64 / 2);
+    assert_eq!(one.entries + other.entries, u64::from(MANY) / 2);
     let left = entries(&sql).await;
     assert!((950..=1_000).contains(&left), "{left} are left");
-    assert_eq!((one.evicted + other.evicted) as i64 + left, MANY / 2 + 1);
+    assert_eq!(
+        (one.evicted + other.evicted) as i64 + left,
+        i64::from(MANY) / 2 + 1
+    );
 }

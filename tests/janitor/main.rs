@@ -87,7 +87,7 @@ async fn entries(sql: &Client) -> i64 {
 async fn bytes(sql: &Client) -> i64 {
     number(
         sql,
-        "SELECT coalesce(sum(pgcache.weight(head, body, path, probes, scopes, variants)), 0)::bigint FROM pgcache.entry",
+        "SELECT coalesce(sum(pgcache.weight(head, body, path, meta, scopes, variants)), 0)::bigint FROM pgcache.entry",
     )
     .await
 }

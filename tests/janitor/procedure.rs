@@ -1,5 +1,6 @@
 //! The same from SQL, for `pg_cron`.
 
+use test_support::copies_of_an_entry;
 use tokio_postgres::error::SqlState;
 
 use crate::{ITEM, Instance, entries, number};
@@ -83,11 +84,7 @@ async fn a_run_is_bounded_and_the_next_one_goes_on_from_there() {
     let sql = database.connect().await;
     let instance = Instance::new(&database, |b| b).await;
     instance.get_all(0..1, 1_000).await;
-    let copies = "INSERT INTO pgcache.entry
-         SELECT r.* FROM (SELECT * FROM pgcache.entry LIMIT 1) e, generate_series(1, 10000) n,
-                jsonb_populate_record(NULL::pgcache.entry, to_jsonb(e)
-                    || jsonb_build_object('key', sha256(n::text::bytea), 'keep_until', now())) r";
-    sql.batch_execute(copies).await.unwrap();
+    copies_of_an_entry(&sql, 10_000, "'keep_until', now()").await;
     let mut runs = 0;
     while entries(&sql).await > 1 {
         sql.batch_execute("CALL pgcache.cleanup(seconds => 0)")

@@ -1,6 +1,6 @@
 //! What is stored stays within its bounds, over all partitions together, and what goes is what is of least use.
 
-use test_support::until;
+use test_support::{copies_of_an_entry, until};
 use tokio_postgres::Client;
 
 use crate::{HOUR, Instance, MINUTE, entries, entries_by_partition, number};
@@ -9,7 +9,7 @@ const MOST: i64 = 4 << 20;
 const SIZES: [usize; 5] = [50, 1_900, 2_100, 9_000, 20_000];
 
 async fn bytes(sql: &Client) -> i64 {
-    let weights = "SELECT coalesce(sum(pgcache.weight(head, body, path, probes, scopes, variants)), 0)::bigint FROM pgcache.entry";
+    let weights = "SELECT coalesce(sum(pgcache.weight(head, body, path, meta, scopes, variants)), 0)::bigint FROM pgcache.entry";
     number(sql, weights).await
 }
 
@@ -127,13 +127,7 @@ async fn an_old_snapshot_costs_hits_and_no_more_room() {
 
 /// So many entries more, of half a page each: in 300 pages of each partition.
 async fn copy(sql: &Client, count: u32) {
-    let copies = format!(
-        "INSERT INTO pgcache.entry
-         SELECT r.* FROM (SELECT * FROM pgcache.entry LIMIT 1) e, generate_series(1, {count}) n,
-                jsonb_populate_record(NULL::pgcache.entry, to_jsonb(e)
-                    || jsonb_build_object('key', sha256(n::text::bytea), 'path', '/' || n)) r"
-    );
-    sql.batch_execute(&copies).await.unwrap();
+    copies_of_an_entry(sql, count, "'path', '/' || n").await;
 }
 
 /// In several steps; and to the end of the largest partition, where the others are small.

@@ -61,7 +61,8 @@ async fn partitions_are_made_as_the_table_is_without_them() {
             plain.contains("autovacuum") || plain.contains("body"),
             "{plain}"
         );
-        assert_eq!(text(&sql, &query.replace('$', "split")).await, plain);
+        let split = text(&sql, &query.replace('$', "split")).await;
+        assert_eq!(split.replace("split.", "plain."), plain);
     }
     let key = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'split.entry'::regclass AND conname = 'entry_pkey'";
     assert_eq!(text(&sql, key).await, "PRIMARY KEY (key)");

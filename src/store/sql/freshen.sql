@@ -27,5 +27,5 @@ UPDATE pgcache.entry AS e
    AND NOT EXISTS (SELECT FROM pg_snapshot_xip(r.snapshot) AS x (xid)
                     WHERE pg_visible_in_snapshot(x.xid, c.horizon))
 -- the body is not written again, if it stands out of line
-RETURNING pgcache.weight(e.head, '', e.path, e.probes, e.scopes, e.variants) AS weight,
-          pgcache.weight(e.head, '', e.path, e.probes, e.scopes, e.variants) AS replaced
+RETURNING pgcache.weight(e.head, '', e.path, e.meta, e.scopes, e.variants) AS weight,
+          pgcache.weight(e.head, '', e.path, e.meta, e.scopes, e.variants) AS replaced

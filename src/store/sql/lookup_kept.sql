@@ -2,8 +2,7 @@
 -- settings and its two searches it costs half as much; but what the settings say about the plan has to be seen to when it is
 -- prepared, and a plan that was made later, without them, brings no row. `(SELECT $1)`: no parameter is compared with an indexed
 -- column, so that nothing is gained by a plan for the values, and Postgres settles on one plan for all.
-SELECT p.origin, e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
-       e.born_at, e.expires_at, e.cost, e.unpacked
+SELECT p.origin, e.key, e.valid, e.vary, e.head, e.body, e.meta, e.revalidatable, e.snapshot, e.probes
   FROM (
     SELECT p.id, p.horizon, p.folded, now.newest, greatest(p.last_folded, now.newest) AS last_change, now.clock,
            pg_catalog.concat_ws(' ', '/*epoch*/', '/*incarnation*/', pg_current_snapshot(),
@@ -16,8 +15,8 @@ SELECT p.origin, e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.
      WHERE p.singleton AND p.relation = p.tableoid AND p.id = '/*epoch*/' AND NOT pg_is_in_recovery()
        AND pgcache.is_planned_well()
     OFFSET 0) p
-  LEFT JOIN LATERAL (SELECT e.key, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot, e.born_at,
-                            e.expires_at, e.cost, e.unpacked, /*all_seen*/ OR /*usable*/ AND /*unchanged*/ AS valid
+  LEFT JOIN LATERAL (SELECT e.key, e.vary, e.head, e.body, e.meta, e.revalidatable, e.snapshot, e.probes,
+                            /*all_seen*/ OR /*usable*/ AND /*unchanged*/ AS valid
                        FROM pgcache.entry e
                       WHERE e.key = ANY ((SELECT $1)::bytea[]) AND e.keep_until > p.clock AND e.epoch = p.id
                      OFFSET 0) e ON e.valid OR e.revalidatable OR $2

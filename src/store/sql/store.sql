@@ -36,7 +36,7 @@ SELECT r.key, c.epoch, r.snapshot, $23[r.first_probe:r.last_probe],
      WHERE e.epoch <> EXCLUDED.epoch
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
         OR pg_snapshot_xmax(e.snapshot) > pgcache.next_xid()
-RETURNING pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
+RETURNING pgcache.weight(e.head, e.body, e.path, e.meta, e.scopes, e.variants) AS weight,
           -- what the statement's snapshot sees under this key is what was there before
-          (SELECT pgcache.weight(o.head, o.body, o.path, o.probes, o.scopes, o.variants)
+          (SELECT pgcache.weight(o.head, o.body, o.path, o.meta, o.scopes, o.variants)
              FROM pgcache.entry o WHERE o.key = e.key) AS replaced

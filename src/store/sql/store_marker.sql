@@ -29,6 +29,6 @@ SELECT $1, c.epoch, s.snapshot, '{}', clock_timestamp(), kept.until, kept.until,
         OR pg_snapshot_xmax(e.snapshot) <= pg_snapshot_xmax(EXCLUDED.snapshot)
         OR pg_snapshot_xmax(e.snapshot) > pgcache.next_xid()
 RETURNING e.variants[33:],
-          pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
-          (SELECT pgcache.weight(o.head, o.body, o.path, o.probes, o.scopes, o.variants)
+          pgcache.weight(e.head, e.body, e.path, e.meta, e.scopes, e.variants) AS weight,
+          (SELECT pgcache.weight(o.head, o.body, o.path, o.meta, o.scopes, o.variants)
              FROM pgcache.entry o WHERE o.key = $1) AS replaced

@@ -27,3 +27,20 @@ pub async fn seal(client: &Client, path: &str) {
     let sealed = client.execute(set, &[&path, &&checksum[..]]).await;
     assert_eq!(sealed.unwrap(), 1);
 }
+
+/// So many copies of some entry, with other keys. In SQL, what else is `changed` in the `n`th copy, counted from 1, of the entry `e`:
+/// names of columns, each with its value.
+pub async fn copies_of_an_entry(client: &Client, count: u32, changed: &str) {
+    let columns = "SELECT string_agg(attname, ', ') FROM pg_attribute
+                    WHERE attrelid = 'pgcache.entry'::regclass AND attnum > 0 AND attgenerated = ''";
+    let columns = client.query_one(columns, &[]).await;
+    let columns: String = columns.unwrap().get(0);
+    let copies = format!(
+        "INSERT INTO pgcache.entry ({columns})
+         SELECT {columns} FROM (
+            SELECT r.* FROM (SELECT * FROM pgcache.entry LIMIT 1) e, generate_series(1, {count}) n,
+                   jsonb_populate_record(NULL::pgcache.entry, to_jsonb(e)
+                       || jsonb_build_object('key', sha256(n::text::bytea), {changed})) r) copies"
+    );
+    client.batch_execute(&copies).await.unwrap();
+}

@@ -49,7 +49,7 @@ mod watchdog;
 pub mod wire;
 
 pub use database::Database;
-pub use entry::seal;
+pub use entry::{copies_of_an_entry, seal};
 pub use error::Error;
 pub use server::{Options, Server};
 pub use shared::{database, try_database};

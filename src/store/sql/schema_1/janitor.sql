@@ -26,13 +26,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN greatest(value, now + ln(uses) / ln(2::float8))
        + ln(1 + exp(-least(abs(value - now - ln(uses) / ln(2::float8)), 60) * ln(2::float8))) / ln(2::float8);
 
--- What an entry takes on the disk, nearly: its columns, a flat rate for those of fixed size, the tuple's header and the
--- index, and for a body out of line the headers and the index of its pieces. Nothing is detoasted for that.
-CREATE FUNCTION pgcache.weight(head bytea, body bytea, path text, probes bigint[], scopes text[], variants bytea[])
+-- What an entry takes on the disk, nearly: its columns (most of what stands in `meta` stands beside it, too), a flat rate for those of
+-- fixed size, the tuple's header and the index, and for a body out of line the headers and the index of its pieces. Nothing is detoasted for that.
+CREATE FUNCTION pgcache.weight(head bytea, body bytea, path text, meta bytea, scopes text[], variants bytea[])
 RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN (300 + octet_length(head) + octet_length(body) + octet_length(body) / 1996 * 64 + octet_length(path)
-        + 8 * coalesce(array_length(probes, 1), 0) + 48 * coalesce(array_length(scopes, 1), 0)
+RETURN (216 + octet_length(head) + octet_length(body) + octet_length(body) / 1996 * 64 + octet_length(path)
+        + 2 * octet_length(meta) + 48 * coalesce(array_length(scopes, 1), 0)
         + 40 * coalesce(array_length(variants, 1), 0))::bigint;
 
 -- Values in 999 classes, finer the closer they are to `reference`: below it, a class is a sixteenth of the time since
@@ -147,7 +147,7 @@ BEGIN
 
     FOR part IN
         WITH seen AS MATERIALIZED (
-            SELECT e.key, e.value, pgcache.weight(e.head, e.body, e.path, e.probes, e.scopes, e.variants) AS weight,
+            SELECT e.key, e.value, pgcache.weight(e.head, e.body, e.path, e.meta, e.scopes, e.variants) AS weight,
                    e.keep_until <= clock_timestamp()
                    OR e.epoch <> p.id
                    OR pg_snapshot_xmax(e.snapshot) < pg_snapshot_xmax(p.horizon)

@@ -3,9 +3,8 @@
 
 -- As in read.sql, for each key by itself: what needs no search comes first.
 CREATE OR REPLACE FUNCTION pgcache.lookup(keys bytea[], invalid_too boolean)
-RETURNS TABLE (origin text, key bytea, valid boolean, revalidatable boolean, vary text[], checksum bytea, head bytea,
-               body bytea, probes bigint[], snapshot pg_snapshot, born_at timestamptz, expires_at timestamptz,
-               cost float8, unpacked integer)
+RETURNS TABLE (origin text, key bytea, valid boolean, vary text[], head bytea, body bytea, meta bytea, revalidatable boolean,
+               snapshot pg_snapshot, probes bigint[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -29,9 +28,7 @@ BEGIN
     last_change := greatest(here.last_folded, (SELECT i.xid FROM pgcache.invalidation i ORDER BY i.xid DESC LIMIT 1));
     FOREACH wanted IN ARRAY keys LOOP
         RETURN QUERY
-        SELECT here.origin,
-               e.key, true, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
-               e.born_at, e.expires_at, e.cost, e.unpacked
+        SELECT here.origin, e.key, true, e.vary, e.head, e.body, e.meta, e.revalidatable, e.snapshot, e.probes
           FROM pgcache.entry e
          WHERE e.key = wanted AND e.keep_until > now AND e.epoch = here.id
            AND pg_snapshot_xmin(e.snapshot) > last_change AND pg_snapshot_xmin(e.snapshot) >= here.horizon;
@@ -41,9 +38,7 @@ BEGIN
                                          OR pg_snapshot_xmin(e.snapshot) < here.horizon))
         THEN
             RETURN QUERY
-            SELECT here.origin,
-                   e.key, e.valid, e.revalidatable, e.vary, e.checksum, e.head, e.body, e.probes, e.snapshot,
-                   e.born_at, e.expires_at, e.cost, e.unpacked
+            SELECT here.origin, e.key, e.valid, e.vary, e.head, e.body, e.meta, e.revalidatable, e.snapshot, e.probes
               -- OFFSET 0: or `valid` would be computed wherever it is mentioned
               FROM (SELECT s.*, s.usable AND s.unchanged AS valid
                       FROM pgcache.entry_state s
@@ -55,8 +50,8 @@ BEGIN
     END LOOP;
     IF NOT is_found THEN
         RETURN QUERY
-        SELECT here.origin, NULL::bytea, NULL::boolean, NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea,
-               NULL::bytea, NULL::bigint[], NULL::pg_snapshot, NULL::timestamptz, NULL::timestamptz, NULL::float8, NULL::integer;
+        SELECT here.origin, NULL::bytea, NULL::boolean, NULL::text[], NULL::bytea, NULL::bytea, NULL::bytea, NULL::boolean,
+               NULL::pg_snapshot, NULL::bigint[];
     END IF;
 END
 $$;

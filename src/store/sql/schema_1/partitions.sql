@@ -1,7 +1,7 @@
 -- With `partitions(n)` the table is split by the hash of the key; `/*count*/` stands for n. What a partitioned table cannot have
 -- goes to its partitions: the storage parameters, and being UNLOGGED (PostgreSQL 18 refuses it to the parent, which holds
 -- nothing). Whatever asks for entries by their keys does so for one key at a time, see partitioned.sql.
-CREATE TABLE pgcache.entry_split (LIKE pgcache.entry INCLUDING DEFAULTS INCLUDING STORAGE) PARTITION BY HASH (key);
+CREATE TABLE pgcache.entry_split (LIKE pgcache.entry INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING STORAGE) PARTITION BY HASH (key);
 DO $$
 DECLARE
     parameters text := (SELECT string_agg(o.parameter, ', ')
