@@ -245,10 +245,19 @@ async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets(
     cache.ready().await.unwrap();
     let sql = Arc::new(database.connect().await);
     let writer = sql.clone();
-    // `x-change`: somebody else's commit, after the handler has read and before it answers
+    // what others do after the handler has read and before it answers: `x-busy`, commits that change something else; `x-change`, one
+    // that changes this
     let handler = move |request: Request<Body>| {
         let writer = writer.clone();
         async move {
+            if request.headers().contains_key("x-busy") {
+                for _ in 0..100 {
+                    writer
+                        .query("SELECT pgcache.invalidate('other')", &[])
+                        .await
+                        .unwrap();
+                }
+            }
             if request.headers().contains_key("x-change") {
                 writer
                     .query("SELECT pgcache.invalidate('product')", &[])
@@ -290,6 +299,7 @@ async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets(
         ("/1", vec![fresh]),
         ("/1", vec![here]),
         ("/1", vec![here, fresh, ("x-change", "1")]),
+        ("/1", vec![here, fresh, ("x-busy", "1"), ("x-change", "1")]),
     ] {
         ask("POST", uri, &fields).await;
         let answer = ask("GET", uri, &[]).await;
@@ -300,8 +310,10 @@ async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets(
             answer.cache_status()
         );
     }
-    ask("POST", "/1", &[here, fresh]).await;
-    assert!(ask("GET", "/1", &[]).await.is_hit());
+    for busy in ["x-idle", "x-busy"] {
+        ask("POST", "/1", &[here, fresh, (busy, "1")]).await;
+        assert!(ask("GET", "/1", &[]).await.is_hit(), "{busy}");
+    }
     sql.query("SELECT pgcache.invalidate('product')", &[])
         .await
         .unwrap();

@@ -28,7 +28,7 @@ use crate::http::storable::Freshness;
 use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Checksum, Marker, Origin, Position, Record, Snapshot, StoredBody};
+use crate::store::{Checksum, Committed, Marker, Origin, Position, Record, Snapshot, StoredBody};
 use crate::sync::Handle;
 
 /// An answer that is being computed.
@@ -44,6 +44,8 @@ pub(crate) struct Fill {
     lease: Option<Lease>,
     /// The handler reads from another server.
     seen: Option<Box<Seen>>,
+    /// Ours, and others may have come before it.
+    change: Option<Box<Committed>>,
 }
 
 /// What is written next to an answer.
@@ -118,6 +120,7 @@ impl Fill {
             pilot: None,
             lease: None,
             seen: None,
+            change: None,
         }
     }
 
@@ -147,9 +150,15 @@ impl Fill {
         }
     }
 
-    /// The fill of an answer that a transaction of ours has just made room for.
-    pub(crate) fn seeing(mut self, xid: u64) -> Self {
-        self.origin.snapshot = self.origin.snapshot.and(xid);
+    /// The fill of an answer that a transaction of ours has just made room for. Where too many others have begun in the meantime
+    /// to carry them along, it has to be asked whether they have changed anything of this.
+    pub(crate) fn after(mut self, change: Committed) -> Self {
+        let snapshot = self.origin.snapshot.clone().and(change.xid);
+        if snapshot.sees(change.xid) {
+            self.origin.snapshot = snapshot;
+        } else {
+            self.change = Some(Box::new(change));
+        }
         self
     }
 
@@ -216,7 +225,7 @@ impl Fill {
         self.freshen(entry, label, of_no_use);
     }
 
-    /// Keeps the answer; one that was made from what a replica has, if it is good all the same.
+    /// Keeps the answer; one that was made from what a replica has, or before others' changes, if it is good all the same.
     fn store(
         mut self,
         label: Label,
@@ -225,17 +234,16 @@ impl Fill {
         answer: Answer,
         freshens: Option<Freshened>,
     ) {
-        let Some(seen) = self.seen.take() else {
+        if self.seen.is_none() && self.change.is_none() {
             return self.keep(label, freshness, marker, answer, freshens);
-        };
+        }
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
         let pending = self.engine.pending.enter();
         runtime.spawn(async move {
-            let (engine, arrival) = (self.engine.clone(), self.origin.snapshot.clone());
-            let vouched = engine.vouches_for(&seen, label.all_probes(), arrival).await;
-            if let Some(snapshot) = vouched {
+            let engine = self.engine.clone();
+            if let Some(snapshot) = self.confirmed(label.all_probes()).await {
                 self.origin.snapshot = snapshot;
                 self.keep(label, freshness, marker, answer, freshens);
             } else {
@@ -243,6 +251,22 @@ impl Fill {
             }
             drop(pending);
         });
+    }
+
+    /// As of when the answer is known to be good; `None`: it may not be.
+    async fn confirmed(&mut self, probes: Vec<i64>) -> Option<Snapshot> {
+        let mut snapshot = self.origin.snapshot.clone();
+        if let Some(change) = self.change.take() {
+            let is_good = self.engine.was_good(&probes, &snapshot, &change.snapshot);
+            if !is_good.await {
+                return None;
+            }
+            snapshot = change.snapshot.and(change.xid);
+        }
+        match self.seen.take() {
+            Some(seen) => self.engine.vouches_for(&seen, probes, snapshot).await,
+            None => Some(snapshot),
+        }
     }
 
     /// Hands the answer to the store, to memory, and to those who wait for it.

@@ -24,6 +24,7 @@ use crate::nesting::Learned;
 use crate::plan::{Read, Subject};
 use crate::policy::GeneratedEtag;
 use crate::runtime::Remarks;
+use crate::store::Committed;
 
 use super::errand::Errand;
 use super::storing::content_length;
@@ -67,7 +68,7 @@ impl<S> Call<S> {
     pub(crate) async fn store_later<B>(
         self,
         (errand, fill): (Errand, Fill),
-        xid: u64,
+        change: Committed,
         response: Response<B>,
         remarks: Remarks,
     ) -> Response<ResponseBody<B>>
@@ -77,7 +78,7 @@ impl<S> Call<S> {
     {
         let (head, body) = response.into_parts();
         self.cache.cache.engine.count_bypass();
-        self.store(errand, fill.seeing(xid), head, body, remarks)
+        self.store(errand, fill.after(change), head, body, remarks)
             .await
     }
 

@@ -154,7 +154,8 @@ impl Sql {
             delete_keys: sql(include_str!("sql/delete_keys.sql")),
             delete_keys_of_partitions: sql(include_str!("sql/delete_keys_of_partitions.sql")),
             invalidate: sql(
-                "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid",
+                "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid, \
+                        pg_current_snapshot()::text AS snapshot",
             ),
             clear: sql("SELECT pgcache.clear()"),
             fold_if_due: sql(include_str!("sql/fold_if_due.sql")),

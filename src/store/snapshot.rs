@@ -85,7 +85,7 @@ impl Snapshot {
     }
 
     /// Whether the effects of this transaction are part of the snapshot, if it committed.
-    pub(super) fn sees(&self, xid: u64) -> bool {
+    pub(crate) fn sees(&self, xid: u64) -> bool {
         xid < self.xmax && self.xip.binary_search(&xid).is_err()
     }
 }
