@@ -526,9 +526,14 @@ async fn a_damaged_entry_is_not_served_and_is_replaced() {
 /// What the search for changes goes by says that there was none; by plain statements and by those that sessions keep.
 #[tokio::test]
 async fn damage_on_the_disk_to_what_validity_is_judged_by_is_noticed() {
-    for warm in [0, 40] {
+    for (warm, partitions) in [(0, None), (40, None), (0, Some(4))] {
         let database = test_support::database().await;
-        let cache = patient(database.pool(1)).memory(0).build().unwrap();
+        let builder = patient(database.pool(1)).memory(0);
+        let builder = match partitions {
+            Some(count) => builder.partitions(count),
+            None => builder,
+        };
+        let cache = builder.build().unwrap();
         cache.ready().await.unwrap();
         let app = Router::new()
             .fallback(|| ready("answer"))
@@ -547,9 +552,16 @@ async fn damage_on_the_disk_to_what_validity_is_judged_by_is_noticed() {
             assert!(ask(&app, "GET", "/warm").await.is_hit());
             settled(&cache).await;
         }
+        let kept = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                    WHERE datname = current_database() AND query LIKE '-- %.lookup in one statement%')";
+        let is_kept: bool = admin.query_one(kept, &[]).await.unwrap().get(0);
+        assert_eq!(is_kept, warm > 0);
         cache.invalidate([THINGS]).await.unwrap();
         for path in ["/snapshot", "/probes"] {
-            assert!(!ask(&app, "GET", path).await.is_hit(), "{path}, {warm}");
+            assert!(
+                !ask(&app, "GET", path).await.is_hit(),
+                "{path}, {warm}, {partitions:?}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::HeaderName;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type, accepts};
 use tokio_postgres::{GenericClient, Row, RowStream};
@@ -317,27 +318,45 @@ async fn read_to_end(stream: RowStream, rows: Rows<'_>) -> Result<(), Error> {
 
 /// A time in which what is asked for was stored after the last change of anything, as far as statements tell that do not search
 /// for changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lull {
     /// How many statements are still to search after one that did not do.
     to_search: AtomicU32,
-    /// How many there were.
-    statements: AtomicU32,
+    began: Instant,
+    /// When the next one is to search in any case, in milliseconds since it began: those tell which isolation is the default.
+    telling: AtomicU64,
 }
 
 impl Lull {
     /// After how many statements one that does not search is tried again.
     const PAUSE: u32 = 16;
 
-    /// Of so many one searches at least: those tell which isolation is the default.
-    const TELLING: u32 = 256;
+    const TELLING: Duration = Duration::from_secs(1);
+
+    pub(super) fn new() -> Self {
+        Self {
+            to_search: AtomicU32::new(0),
+            began: Instant::now(),
+            telling: AtomicU64::new(0),
+        }
+    }
 
     /// To be asked once for each statement.
     fn has_ended(&self) -> bool {
         let passed = |left: u32| left.checked_sub(1);
         let (set, fetched) = (Ordering::Relaxed, Ordering::Relaxed);
-        let number = self.statements.fetch_add(1, Ordering::Relaxed);
-        number % Self::TELLING == 0 || self.to_search.fetch_update(set, fetched, passed).is_ok()
+        self.is_to_tell() || self.to_search.fetch_update(set, fetched, passed).is_ok()
+    }
+
+    fn is_to_tell(&self) -> bool {
+        let now = self.began.elapsed();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let is_due = millis(now) >= self.telling.load(Ordering::Relaxed);
+        if is_due {
+            self.telling
+                .store(millis(now + Self::TELLING), Ordering::Relaxed);
+        }
+        is_due
     }
 
     fn end(&self) {
@@ -454,7 +473,7 @@ fn checksum_of(key: Key, meta: &Meta<'_>, head: &[u8], body: &[u8]) -> Checksum 
 
 /// Whether the statement has judged by what the checksum covers: without a search by that itself, else by columns, which it sends.
 fn is_judged_by(row: &Row, meta: &Meta<'_>) -> bool {
-    if row.len() <= column::SNAPSHOT {
+    if row.len() == column::REVALIDATABLE {
         return true;
     }
     let columns = [column::SNAPSHOT, column::PROBES].map(|column| row.try_get(column));

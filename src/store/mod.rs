@@ -93,7 +93,7 @@ pub(crate) struct Store {
     /// Whether a statement is being prepared that a session is to keep.
     is_preparing: AtomicBool,
     /// Whether a statement of its own runs as READ COMMITTED here: found out by [`prepare`](Self::prepare),
-    /// before the first lookup, and again by [one of many](Lull) lookups at least.
+    /// before the first lookup, and again by [one](Lull) lookup in a second at least.
     read_committed: AtomicBool,
     /// Whether the entries are partitioned: found out by [`prepare`](Self::prepare).
     is_partitioned: AtomicBool,
@@ -112,7 +112,7 @@ impl Store {
             feed_permit: Arc::new(Semaphore::new(1)),
             idle: Idle::default(),
             shelf: Arc::default(),
-            lull: Lull::default(),
+            lull: Lull::new(),
             is_preparing: AtomicBool::new(false),
             sql: Sql::for_schema(schema),
             read_committed: AtomicBool::new(true),

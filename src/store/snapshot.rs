@@ -34,9 +34,11 @@ impl Snapshot {
         is_one.then(|| Self { xmax, xip }.capped())
     }
 
-    /// From the numbers that Postgres sends. None of those that are stored has another `xmin` than it has to have.
+    /// From the numbers that Postgres sends. None of those that are stored has another `xmin` than it has to have, or more in
+    /// progress.
     pub(super) fn of_numbers(xmin: u64, xmax: u64, xip: Vec<u64>) -> Option<Self> {
-        let is_own = xmin == xip.first().copied().unwrap_or(xmax);
+        let has_its_xmin = xmin == xip.first().copied().unwrap_or(xmax);
+        let is_own = has_its_xmin && xip.len() <= MAX_IN_PROGRESS;
         is_own.then(|| Self::new(xmax, xip))?
     }
 
@@ -162,6 +164,8 @@ mod tests {
             assert_eq!(read.expect("a snapshot"), snapshot);
         }
         assert_eq!(Snapshot::of_numbers(1, 9, vec![]), None);
+        assert!(Snapshot::of_numbers(1, 99, (1..65).collect()).is_some());
+        assert_eq!(Snapshot::of_numbers(1, 99, (1..66).collect()), None);
         assert_eq!(Snapshot::of_numbers(5, 9, vec![5, 9]), None);
         for bad in ["", "1", "1:2", "1:2:3", "1:5:4,3", "a:b:", "1:2:x", "-1:2:"] {
             assert!(bad.parse::<Snapshot>().is_err(), "{bad}");

@@ -67,9 +67,9 @@ CREATE /*persistence*/ TABLE pgcache.change_count (
 
 -- What a lookup reads of an entry besides its head and body, in one value: to send a column takes an eighth of the time in which an
 -- entry is found, and an array takes three times as long as another column. In Postgres's binary formats, one after the other:
--- each says how long it is, but for the checksum, which is the rest. What no search is needed for is judged by the snapshot in here,
--- which the checksum covers (lookup_unsearched.sql); those who search send the columns that they judged by, too. (plpgsql:
--- array_send() is said to be STABLE, so that a function in SQL would not be inlined, and planned anew by each statement.)
+-- each says how long it is, but for the checksum, which is the rest. The checksum covers what stands in here: by that snapshot
+-- lookup_unsearched.sql judges, and the other statements send the columns that they judged by, too. (plpgsql: array_send() is said to
+-- be STABLE, so that a function in SQL would not be inlined, and planned anew by each statement.)
 CREATE FUNCTION pgcache.meta(born_at timestamptz, expires_at timestamptz, cost float8, unpacked integer, snapshot pg_snapshot,
                              probes bigint[], checksum bytea) RETURNS bytea
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -135,6 +135,8 @@ CREATE /*persistence*/ TABLE pgcache.entry (
 -- (EXTERNAL) they can be counted without being read. Those below 2 KB stand in the row itself: a lookup need not go to
 -- another table.
 ALTER TABLE pgcache.entry ALTER body SET STORAGE EXTERNAL;
+-- Looked at for every entry that is found: of a row that is too large, the rest goes out of line first.
+ALTER TABLE pgcache.entry ALTER meta SET STORAGE MAIN;
 
 -- Nothing (the default), or partitions.sql (`partitions(n)`).
 /*partitions*/
