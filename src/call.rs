@@ -267,8 +267,8 @@ impl<S> Call<S> {
                 represents_target(response.headers(), &change.uri, authority)
             });
         match (later, committed) {
-            (Some(later), Some(change)) if represents => {
-                Ok(self.store_later(later, change, response, remarks).await)
+            (Some(later), Some(xid)) if represents => {
+                Ok(self.store_later(later, xid, response, remarks).await)
             }
             _ => Ok(self.passed(response.map(ResponseBody::passed), Bypass::Method)),
         }

@@ -529,6 +529,7 @@ async fn damage_on_the_disk_to_what_validity_is_judged_by_is_noticed() {
     for (warm, partitions) in [(0, None), (40, None), (0, Some(4))] {
         let database = test_support::database().await;
         let builder = patient(database.pool(1)).memory(0);
+        let builder = builder.cleanup_interval(Duration::ZERO);
         let builder = match partitions {
             Some(count) => builder.partitions(count),
             None => builder,

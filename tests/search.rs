@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::routing::{any, post};
+use axum::routing::{any, get, post};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
@@ -318,4 +319,42 @@ async fn the_answer_to_a_post_that_says_what_a_get_would_get_is_stored_for_gets(
         .await
         .unwrap();
     assert_eq!(ask("GET", "/1", &[]).await.text(), "GET");
+}
+
+/// To fold the log is to drop what a later change of the same stands for.
+#[tokio::test]
+async fn an_answer_to_a_post_does_not_become_good_when_the_log_is_folded() {
+    let database = test_support::database().await;
+    let cache = PgCache::builder(database.pool(4))
+        .lookup_deadline(MINUTE)
+        .cleanup_interval(Duration::ZERO)
+        .policy(tower_pgcache::Policy::shared_cache())
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let sql = Arc::new(database.connect().await);
+    let other = sql.clone();
+    // after it has read, somebody else changes the same, and that is folded
+    let post = move || async move {
+        for statement in [
+            "SELECT pgcache.invalidate('product')",
+            "SELECT pgcache.fold()",
+        ] {
+            other.batch_execute(statement).await.unwrap();
+        }
+        (
+            [("content-location", "/1"), ("cache-control", "max-age=60")],
+            "POST",
+        )
+    };
+    let layer = cache.layer().domain(PRODUCT).invalidates(PRODUCT);
+    let app = Router::new()
+        .route("/{id}", get(|| ready("GET")).post(post))
+        .layer(layer);
+    let post = Request::post("/1").body(Body::empty()).unwrap();
+    assert_eq!(send(&app, post).await.text(), "POST");
+    cache.settled().await;
+    sql.batch_execute("SELECT pgcache.fold()").await.unwrap();
+    let get = Request::get("/1").body(Body::empty()).unwrap();
+    assert_eq!(send(&app, get).await.text(), "GET");
 }

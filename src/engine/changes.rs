@@ -23,7 +23,6 @@ use super::{Engine, in_time};
 use crate::domain::Scope;
 use crate::error::Error;
 use crate::runtime::{CacheScope, Remarks};
-use crate::store::Committed;
 use crate::sync::{Handle, Instant, JoinHandle, Mutex, MutexGuard, sleep};
 
 const MAX_OVERDUE: usize = 4096;
@@ -218,17 +217,15 @@ impl ChangeGuard {
         self.scopes.clear();
     }
 
-    /// Adds scopes that only the answer names, writes, and returns when that is committed or overdue: by which transaction.
-    pub(crate) async fn commit(
-        mut self,
-        more: impl IntoIterator<Item = Scope>,
-    ) -> Option<Committed> {
+    /// Adds scopes that only the answer names, writes, and returns when that is committed or overdue: the id of
+    /// the transaction that did it.
+    pub(crate) async fn commit(mut self, more: impl IntoIterator<Item = Scope>) -> Option<u64> {
         self.scopes.extend(more);
         // in a task: if the request is dropped while it waits, the work goes on
         self.spawn()?.await.ok().flatten()
     }
 
-    fn spawn(&mut self) -> Option<JoinHandle<Option<Committed>>> {
+    fn spawn(&mut self) -> Option<JoinHandle<Option<u64>>> {
         if !std::mem::take(&mut self.armed) || !self.engine.settings.has_database {
             return None;
         }
@@ -268,15 +265,15 @@ impl Drop for ChangeGuard {
     }
 }
 
-/// Returns the transaction that did it; none if it is overdue.
-async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Option<Committed> {
+/// Returns the id of the transaction that did it; none if it is overdue.
+async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Option<u64> {
     let deadline = Instant::now() + engine.settings.change_deadline;
     let mut pause = FIRST_PAUSE;
     let place = engine.changes.writing.take();
     while place.is_some() && !engine.changes.out_of_reach.load(Ordering::Acquire) {
         let left = deadline.saturating_duration_since(Instant::now());
         match attempt(&engine, &scopes, left).await {
-            Ok(committed) => return Some(committed),
+            Ok(xid) => return Some(xid),
             Err(error) if Instant::now() + pause < deadline => {
                 tracing::debug!(%error, "an invalidation could not be written; trying again");
                 sleep(pause).await;
@@ -294,11 +291,7 @@ async fn write(engine: Arc<Engine>, scopes: Vec<Scope>, _pending: Token) -> Opti
     None
 }
 
-async fn attempt(
-    engine: &Arc<Engine>,
-    scopes: &[Scope],
-    within: Duration,
-) -> Result<Committed, Error> {
+async fn attempt(engine: &Arc<Engine>, scopes: &[Scope], within: Duration) -> Result<u64, Error> {
     let written = in_time(within, async {
         engine.readiness.ensure(engine).await?;
         engine.write_down(scopes.to_vec(), within).await

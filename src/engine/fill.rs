@@ -28,7 +28,7 @@ use crate::http::storable::Freshness;
 use crate::http::stored_head::Head;
 use crate::key::Key;
 use crate::policy::GeneratedEtag;
-use crate::store::{Checksum, Committed, Marker, Origin, Position, Record, Snapshot, StoredBody};
+use crate::store::{Checksum, Marker, Origin, Position, Record, Snapshot, StoredBody};
 use crate::sync::Handle;
 
 /// An answer that is being computed.
@@ -44,8 +44,8 @@ pub(crate) struct Fill {
     lease: Option<Lease>,
     /// The handler reads from another server.
     seen: Option<Box<Seen>>,
-    /// Ours, and others may have come before it.
-    change: Option<Box<Committed>>,
+    /// It was called before this transaction of ours, which the answer has to see.
+    change: Option<u64>,
 }
 
 /// What is written next to an answer.
@@ -150,15 +150,9 @@ impl Fill {
         }
     }
 
-    /// The fill of an answer that a transaction of ours has just made room for. Where too many others have begun in the meantime
-    /// to carry them along, it has to be asked whether they have changed anything of this.
-    pub(crate) fn after(mut self, change: Committed) -> Self {
-        let snapshot = self.origin.snapshot.clone().and(change.xid);
-        if snapshot.sees(change.xid) {
-            self.origin.snapshot = snapshot;
-        } else {
-            self.change = Some(Box::new(change));
-        }
+    /// The fill of an answer that this transaction of ours has just made room for.
+    pub(crate) fn after(mut self, xid: u64) -> Self {
+        self.change = Some(xid);
         self
     }
 
@@ -225,7 +219,7 @@ impl Fill {
         self.freshen(entry, label, of_no_use);
     }
 
-    /// Keeps the answer; one that was made from what a replica has, or before others' changes, if it is good all the same.
+    /// Keeps the answer; one that was made from what a replica has, or before a change of ours, if it is good all the same.
     fn store(
         mut self,
         label: Label,
@@ -253,19 +247,22 @@ impl Fill {
         });
     }
 
-    /// As of when the answer is known to be good; `None`: it may not be.
+    /// A snapshot as of which the answer is good; `None`: it may be good as of none.
     async fn confirmed(&mut self, probes: Vec<i64>) -> Option<Snapshot> {
-        let mut snapshot = self.origin.snapshot.clone();
-        if let Some(change) = self.change.take() {
-            let is_good = self.engine.was_good(&probes, &snapshot, &change.snapshot);
-            if !is_good.await {
-                return None;
+        let (engine, since) = (&self.engine, self.origin.snapshot.clone());
+        match (self.seen.take(), self.change.take()) {
+            (Some(seen), None) => engine.vouches_for(&seen, probes, since).await,
+            (None, Some(xid)) => {
+                let within = engine.settings.lookup_deadline;
+                let unchanged = engine.store.unchanged_but_by(probes, since, xid, within);
+                unchanged.await.unwrap_or_else(|error| {
+                    engine.note_read_failure(&error);
+                    None
+                })
             }
-            snapshot = change.snapshot.and(change.xid);
-        }
-        match self.seen.take() {
-            Some(seen) => self.engine.vouches_for(&seen, probes, snapshot).await,
-            None => Some(snapshot),
+            // what a replica had before a change of ours
+            (Some(_), Some(_)) => None,
+            (None, None) => Some(since),
         }
     }
 

@@ -110,7 +110,7 @@ use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::http::reuse::Condition;
 use crate::key::Key;
-use crate::store::{Bounds, Committed, Creation, Database, Marker, Parameters, Record};
+use crate::store::{Bounds, Creation, Database, Marker, Parameters, Record};
 use crate::sync::timeout;
 use breaker::Breaker;
 use changes::Changes;
@@ -328,15 +328,15 @@ impl Engine {
         self: &Arc<Self>,
         scopes: Vec<Scope>,
         within: Duration,
-    ) -> Result<Committed, Error> {
+    ) -> Result<u64, Error> {
         let keys: Vec<i64> = scopes.iter().flat_map(Scope::invalidation_keys).collect();
-        let committed = self.store.invalidate(scopes, within).await?;
+        let xid = self.store.invalidate(scopes, within).await?;
         if self.memory.is_on() {
             self.feed.note(keys);
         }
         self.store_has_answered();
         self.stats.count(|s| &s.invalidations);
-        Ok(committed)
+        Ok(xid)
     }
 
     async fn invalidate_all(self: &Arc<Self>, within: Duration) -> Result<(), Error> {

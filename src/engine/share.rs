@@ -180,7 +180,7 @@ impl Engine {
             || match &stored.snapshot {
                 Some(snapshot) => {
                     let arrival = sharer.arrival.snapshot();
-                    self.was_good(&entry.probes, snapshot, arrival).await
+                    self.was_good(&entry, snapshot, arrival).await
                 }
                 None => false,
             };
@@ -201,7 +201,7 @@ impl Engine {
         let (snapshot, arrival) = (landed.position.snapshot(), sharer.arrival.snapshot());
         let is_good = is_comparable && snapshot.covers(arrival)
             || self.is_good(landed).await
-            || is_comparable && self.was_good(&entry.probes, snapshot, arrival).await;
+            || is_comparable && self.was_good(&entry, snapshot, arrival).await;
         is_good.then_some(entry)
     }
 
@@ -215,11 +215,10 @@ impl Engine {
                 .is_some()
     }
 
-    /// Whether an answer with this snapshot was good for a request that arrived with that one: nothing of what it depends on has
-    /// changed in between.
-    pub(super) async fn was_good(
+    /// Whether an answer with this snapshot was good for a request that arrived with that one.
+    async fn was_good(
         self: &Arc<Self>,
-        probes: &[i64],
+        entry: &Entry,
         snapshot: &Snapshot,
         arrival: &Snapshot,
     ) -> bool {
@@ -227,7 +226,7 @@ impl Engine {
             return true;
         }
         let unchanged = self.store.unchanged_between(
-            probes.to_vec(),
+            entry.probes.clone(),
             snapshot.clone(),
             arrival.clone(),
             self.settings.lookup_deadline,

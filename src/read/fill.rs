@@ -24,7 +24,6 @@ use crate::nesting::Learned;
 use crate::plan::{Read, Subject};
 use crate::policy::GeneratedEtag;
 use crate::runtime::Remarks;
-use crate::store::Committed;
 
 use super::errand::Errand;
 use super::storing::content_length;
@@ -68,7 +67,7 @@ impl<S> Call<S> {
     pub(crate) async fn store_later<B>(
         self,
         (errand, fill): (Errand, Fill),
-        change: Committed,
+        xid: u64,
         response: Response<B>,
         remarks: Remarks,
     ) -> Response<ResponseBody<B>>
@@ -78,7 +77,7 @@ impl<S> Call<S> {
     {
         let (head, body) = response.into_parts();
         self.cache.cache.engine.count_bypass();
-        self.store(errand, fill.after(change), head, body, remarks)
+        self.store(errand, fill.after(xid), head, body, remarks)
             .await
     }
 

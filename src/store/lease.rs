@@ -114,6 +114,36 @@ impl Store {
         })
         .await
     }
+
+    /// A snapshot of now, if nothing with these keys has changed since that one but by that transaction, which has committed.
+    pub(crate) async fn unchanged_but_by(
+        self: &Arc<Self>,
+        probes: Vec<i64>,
+        since: Snapshot,
+        xid: u64,
+        within: Duration,
+    ) -> Result<Option<Snapshot>, Error> {
+        self.run(within, move |store, mut connection| async move {
+            let (since, own) = (since.to_string(), xid.to_string());
+            let transaction = read_transaction(connection.client()).await?;
+            let row = transaction
+                .query_typed(
+                    &store.sql.unchanged_but_by,
+                    &[
+                        (&probes, Type::INT8_ARRAY),
+                        (&since, Type::TEXT),
+                        (&own, Type::TEXT),
+                    ],
+                )
+                .await?;
+            transaction.commit().await?;
+            let snapshot = row.first().map(|row| row.try_get::<_, &str>(0));
+            let snapshot: Option<Snapshot> = snapshot.transpose()?.and_then(|s| s.parse().ok());
+            // one with too much in progress is carried along as one that sees less
+            Ok(snapshot.filter(|snapshot| snapshot.sees(xid)))
+        })
+        .await
+    }
 }
 
 async fn give_back(client: &mut Client, sql: &Sql, key: &[u8], holder: i64) -> Result<(), Error> {

@@ -57,7 +57,7 @@ pub(crate) use replica::{Sight, look};
 pub(crate) use schema::{Creation, SchemaName, check_name};
 pub(crate) use snapshot::Snapshot;
 pub(crate) use timer::Timer;
-pub(crate) use write::{Committed, Marker, Record, Volume};
+pub(crate) use write::{Marker, Record, Volume};
 
 use crate::error::{Error, ErrorKind};
 use idle::Idle;

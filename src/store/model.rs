@@ -20,8 +20,8 @@ use std::time::Duration;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::{
-    Claimed, Committed, Creation, Expiring, FeedRead, Found, Keys, Lookup, Nowhere, Origin,
-    Position, Record, SchemaName, Snapshot, Source, Store, Stored, StoredBody, Timer, Volume,
+    Claimed, Creation, Expiring, FeedRead, Found, Keys, Lookup, Nowhere, Origin, Position, Record,
+    SchemaName, Snapshot, Source, Store, Stored, StoredBody, Timer, Volume,
 };
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
@@ -543,11 +543,10 @@ impl Database {
         self: &Arc<Self>,
         scopes: Vec<Scope>,
         _within: Duration,
-    ) -> Result<Committed, Error> {
+    ) -> Result<u64, Error> {
         let invalidate = |state: &mut State, xid| {
-            let snapshot = state.snapshot();
             state.end(xid, keys(&scopes));
-            Committed { xid, snapshot }
+            xid
         };
         self.model.transaction(invalidate).await
     }

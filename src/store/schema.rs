@@ -88,6 +88,7 @@ pub(super) struct Sql {
     pub(super) give_back: String,
     pub(super) give_back_with_answers: String,
     pub(super) unchanged_between: String,
+    pub(super) unchanged_but_by: String,
     pub(super) vouch: String,
     pub(super) store: String,
     pub(super) store_marker: String,
@@ -139,6 +140,7 @@ impl Sql {
             ),
             give_back_with_answers: sql(include_str!("sql/give_back_with_answers.sql")),
             unchanged_between: sql("SELECT pgcache.unchanged_between($1, $2, $3)"),
+            unchanged_but_by: sql(include_str!("sql/unchanged_but_by.sql")),
             vouch: sql(include_str!("sql/vouch.sql")),
             feed: sql("SELECT pgcache.feed($1::text::pg_snapshot, $2)"),
             feed_kept: kept(
@@ -154,8 +156,7 @@ impl Sql {
             delete_keys: sql(include_str!("sql/delete_keys.sql")),
             delete_keys_of_partitions: sql(include_str!("sql/delete_keys_of_partitions.sql")),
             invalidate: sql(
-                "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid, \
-                        pg_current_snapshot()::text AS snapshot",
+                "SELECT pgcache.invalidate_scopes($1, $2, $3, $4), pg_current_xact_id()::text AS xid",
             ),
             clear: sql("SELECT pgcache.clear()"),
             fold_if_due: sql(include_str!("sql/fold_if_due.sql")),

@@ -11,7 +11,7 @@ use tokio_postgres::{GenericClient, Row};
 use super::checksum::{Checksum, checksum};
 use super::lease::give_back_with_answers;
 use super::schema::Sql;
-use super::{Origin, Snapshot, Store, StoredBody, write_transaction};
+use super::{Origin, Store, StoredBody, write_transaction};
 use crate::domain::Scope;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -58,14 +58,6 @@ pub(crate) struct Record {
 pub(crate) struct Marker {
     pub(crate) key: Key,
     pub(crate) fields: Vec<HeaderName>,
-}
-
-/// A transaction with invalidations of ours.
-#[derive(Debug)]
-pub(crate) struct Committed {
-    pub(crate) xid: u64,
-    /// Taken before it wrote them: sees it not.
-    pub(crate) snapshot: Snapshot,
 }
 
 /// By how much the store grows, and how much was replaced in it.
@@ -186,17 +178,17 @@ impl Store {
         .await
     }
 
-    /// Records invalidations in a transaction of their own.
+    /// Records invalidations in a transaction of their own, and returns its id.
     pub(crate) async fn invalidate(
         self: &Arc<Self>,
         scopes: Vec<Scope>,
         within: Duration,
-    ) -> Result<Committed, Error> {
+    ) -> Result<u64, Error> {
         self.run(within, move |store, mut connection| async move {
             let transaction = write_transaction(connection.client()).await?;
-            let committed = invalidate(&transaction, &store.sql.invalidate, &scopes).await?;
+            let xid = invalidate(&transaction, &store.sql.invalidate, &scopes).await?;
             transaction.commit().await?;
-            Ok(committed)
+            Ok(xid)
         })
         .await
     }
@@ -352,7 +344,7 @@ async fn invalidate(
     client: &impl GenericClient,
     statement: &str,
     scopes: &[Scope],
-) -> Result<Committed, Error> {
+) -> Result<u64, Error> {
     let kinds: Vec<&str> = scopes.iter().map(|s| s.kind().as_str()).collect();
     let names: Vec<&str> = scopes.iter().map(Scope::name).collect();
     let tenants: Vec<Option<&str>> = scopes.iter().map(Scope::tenant_name).collect();
@@ -368,12 +360,11 @@ async fn invalidate(
             ],
         )
         .await?;
-    let (xid, snapshot): (&str, &str) = (row.try_get("xid")?, row.try_get("snapshot")?);
-    match (xid.parse(), snapshot.parse()) {
-        (Ok(xid), Ok(snapshot)) => Ok(Committed { xid, snapshot }),
-        _ => {
-            let error = format!("{xid:?} and {snapshot:?} are no transaction and what it saw");
-            Err(Error::new(ErrorKind::Database, error))
-        }
-    }
+    let xid: &str = row.try_get("xid")?;
+    xid.parse().map_err(|_| {
+        Error::new(
+            ErrorKind::Database,
+            format!("{xid:?} is not the id of a transaction"),
+        )
+    })
 }
