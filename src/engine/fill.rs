@@ -249,9 +249,9 @@ impl Fill {
 
     /// A snapshot as of which the answer is good; `None`: it may be good as of none.
     async fn confirmed(&mut self, probes: Vec<i64>) -> Option<Snapshot> {
-        let (engine, since) = (&self.engine, self.origin.snapshot.clone());
+        let (engine, since) = (&self.engine, self.origin.clone());
         match (self.seen.take(), self.change.take()) {
-            (Some(seen), None) => engine.vouches_for(&seen, probes, since).await,
+            (Some(seen), None) => engine.vouches_for(&seen, probes, since.snapshot).await,
             (None, Some(xid)) => {
                 let within = engine.settings.lookup_deadline;
                 let unchanged = engine.store.unchanged_but_by(probes, since, xid, within);
@@ -262,7 +262,7 @@ impl Fill {
             }
             // what a replica had before a change of ours
             (Some(_), Some(_)) => None,
-            (None, None) => Some(since),
+            (None, None) => Some(since.snapshot),
         }
     }
 

@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 
 use super::schema::Sql;
-use super::{Snapshot, Store, read_transaction, write_transaction};
+use super::{Origin, Snapshot, Store, read_transaction, write_transaction};
 use crate::error::Error;
 use crate::key::Key;
 
@@ -115,24 +115,26 @@ impl Store {
         .await
     }
 
-    /// A snapshot of now, if nothing with these keys has changed since that one but by that transaction, which has committed.
+    /// A snapshot of now, if nothing with these keys has changed since then but by that transaction, which has committed.
     pub(crate) async fn unchanged_but_by(
         self: &Arc<Self>,
         probes: Vec<i64>,
-        since: Snapshot,
+        since: Origin,
         xid: u64,
         within: Duration,
     ) -> Result<Option<Snapshot>, Error> {
         self.run(within, move |store, mut connection| async move {
-            let (since, own) = (since.to_string(), xid.to_string());
+            let (snapshot, own) = (since.snapshot.to_string(), xid.to_string());
             let transaction = read_transaction(connection.client()).await?;
             let row = transaction
                 .query_typed(
                     &store.sql.unchanged_but_by,
                     &[
                         (&probes, Type::INT8_ARRAY),
-                        (&since, Type::TEXT),
+                        (&snapshot, Type::TEXT),
                         (&own, Type::TEXT),
+                        (&&*since.epoch, Type::TEXT),
+                        (&&*since.incarnation, Type::TEXT),
                     ],
                 )
                 .await?;
