@@ -114,9 +114,9 @@ CREATE /*persistence*/ TABLE pgcache.entry (
     value      float8      NOT NULL DEFAULT extract(epoch FROM clock_timestamp())::float8 / 3600
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0,
         toast.autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_cost_delay = 0);
--- No room is left in pages (fillfactor 100). (What follows was measured without `meta`.) Size on the disk as a multiple of what is stored (pgcache.weight), after 10
--- rewrites of all entries in random order by other sizes (10 % more or less) with VACUUM after each eighth, as the janitor does,
--- on PostgreSQL 15; and how many of the updates were HOT:
+-- No room is left in pages (fillfactor 100). What follows was measured without `meta`. Size on the disk as a multiple of what is
+-- stored (pgcache.weight), after 10 rewrites of all entries in random order by other sizes (10 % more or less) with VACUUM after
+-- each eighth, as the janitor does, on PostgreSQL 15; and how many of the updates were HOT:
 --
 --     body             fillfactor 70     85              90              100
 --       300 bytes      1.43  100 %                       1.14  99 %      1.13  76 %
