@@ -102,11 +102,11 @@ impl Table {
             "cardinality(t.scopes)",
         ];
         let mut store = store.replace("FROM unnest(", "FROM template t CROSS JOIN unnest(");
-        let columns = columns.map(|column| format!("ARRAY[{column}]"));
-        let lists = ["t.probes", "t.scopes"].map(str::to_owned);
-        let parameters = columns.into_iter().chain(lists).enumerate();
-        for (n, value) in parameters.collect::<Vec<_>>().into_iter().rev() {
-            store = store.replace(&format!("${}", n + 1), &value);
+        let mut parameters = columns.map(|column| format!("ARRAY[{column}]")).to_vec();
+        parameters.extend(["t.probes", "t.scopes"].map(str::to_owned));
+        // the last one first: $1 begins like $10
+        for (n, value) in parameters.iter().enumerate().rev() {
+            store = store.replace(&format!("${}", n + 1), value);
         }
         let store = store
             .replace("__key__", "$1::bigint")

@@ -439,10 +439,12 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         return Ok(fields.ok().filter(|_| valid).map(Stored::Varies));
     }
     let (head, body): (&[u8], &[u8]) = (row.try_get(column::HEAD)?, row.try_get(column::BODY)?);
-    let meta = Meta::read(row.try_get(column::META)?)
-        .map(|meta| (checksum_of(key, &meta, head, body), meta))
-        .filter(|(checksum, meta)| meta.checksum == checksum && is_judged_by(row, meta));
-    let Some((checksum, meta)) = meta else {
+    let meta = Meta::read(row.try_get(column::META)?);
+    let expected = |m: &Meta<'_>| checksum(key, &m.snapshot, &m.probes, head, body, m.unpacked);
+    let checked = meta
+        .map(|meta| (expected(&meta), meta))
+        .filter(|(expected, meta)| meta.checksum == expected && is_judged_by(row, meta));
+    let Some((checksum, meta)) = checked else {
         tracing::warn!(?key, "a stored answer is damaged and will be replaced");
         return Ok(None);
     };
@@ -462,13 +464,6 @@ fn read(row: &Row, key: Key, at: f64) -> Result<Option<Stored>, Error> {
         cost: seconds(meta.cost),
         snapshot: meta.snapshot,
     }))))
-}
-
-fn checksum_of(key: Key, meta: &Meta<'_>, head: &[u8], body: &[u8]) -> Checksum {
-    let Meta {
-        snapshot, probes, ..
-    } = meta;
-    checksum(key, snapshot, probes, head, body, meta.unpacked)
 }
 
 /// Whether the statement has judged by what the checksum covers: without a search by that itself, else by columns, which it sends.
