@@ -371,8 +371,9 @@ impl<T> PgCacheBuilder<T> {
         self
     }
 
-    /// How many bytes of bodies may be on their way at once: read from handlers and not yet by clients. Bodies
-    /// beyond that pass through unstored, at the client's pace.
+    /// How many bytes of bodies may be on their way at once: read from handlers and not yet by clients, or not yet known
+    /// to be good (answers to requests that change something, and those made from what a replica has). Bodies beyond that
+    /// pass through unstored, at the client's pace.
     ///
     /// Defaults to 64 MiB.
     #[must_use]

@@ -15,19 +15,20 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::{MethodRouter, any, get};
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use test_support::http::{Answer, get as fetch, send};
 use test_support::logs::{keep_logs, logged};
 use test_support::{Database, Server, seal};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_pgcache::bb8::Pool;
 use tower_pgcache::bb8_postgres::PostgresConnectionManager;
 use tower_pgcache::tokio_postgres::{Client, Config, NoTls};
-use tower_pgcache::{Domain, PgCache, PgCacheBuilder, Tenant, domain};
+use tower_pgcache::{Domain, PgCache, PgCacheBuilder, Policy, Tenant, domain};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Nothing here takes long; what takes as long as this hangs.
@@ -115,7 +116,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 struct Load {
     hits: mpsc::UnboundedReceiver<bool>,
     stop: Arc<AtomicBool>,
-    clients: tokio::task::JoinSet<()>,
+    clients: JoinSet<()>,
 }
 
 impl Load {
@@ -123,7 +124,7 @@ impl Load {
         keep_logs();
         let (sender, hits) = mpsc::unbounded_channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut clients = tokio::task::JoinSet::new();
+        let mut clients = JoinSet::new();
         for client in 0..6 {
             let (app, sender, stop) = (app.clone(), sender.clone(), stop.clone());
             clients.spawn(async move {
@@ -465,6 +466,56 @@ async fn a_full_queue_drops_and_goes_on() {
     }
 }
 
+/// Answers to requests that change something wait for the database to say that they are good.
+#[tokio::test]
+async fn answers_that_are_not_known_to_be_good_take_no_more_memory_than_they_may() {
+    const LENGTH: usize = 10_000;
+    let database = test_support::database().await;
+    let cache = patient(database.pool(4))
+        .fill_memory(LENGTH * 5 / 2)
+        .policy(Policy::shared_cache())
+        .build()
+        .unwrap();
+    cache.ready().await.unwrap();
+    let (entered, gate) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (in_handler, opens) = (entered.clone(), gate.clone());
+    let handler = move |request: Request| {
+        let (entered, gate) = (in_handler.clone(), opens.clone());
+        async move {
+            entered.add_permits(1);
+            gate.acquire().await.unwrap().forget();
+            let location = request.uri().path().to_owned();
+            let fields = [
+                ("content-location", location),
+                ("cache-control", "max-age=60".into()),
+            ];
+            (fields, "x".repeat(LENGTH))
+        }
+    };
+    let app = Router::new().fallback(any(handler)).layer(cache.layer());
+    let mut posts = JoinSet::new();
+    for path in ["/1", "/2"] {
+        let app = app.clone();
+        posts.spawn(async move { ask(&app, "POST", path).await });
+    }
+    drop(timeout(HANG, entered.acquire_many(2)).await.expect("both"));
+    let mut admin = database.connect().await;
+    let lock = admin.transaction().await.unwrap();
+    let sql = "LOCK TABLE pgcache.epoch IN ACCESS EXCLUSIVE MODE";
+    lock.batch_execute(sql).await.unwrap();
+    for dropped in [0, 1] {
+        gate.add_permits(1);
+        let answer = timeout(HANG, posts.join_next()).await.expect("an answer");
+        assert_eq!(answer.unwrap().unwrap().text().len(), LENGTH);
+        until("it is known", || cache.stats().dropped == dropped).await;
+        assert_eq!(cache.stats().stored, 0);
+    }
+    lock.rollback().await.unwrap();
+    settled(&cache).await;
+    let stats = cache.stats();
+    assert_eq!((stats.stored, stats.dropped), (1, 1));
+}
+
 // --- what stands in the database ---
 
 #[tokio::test]
@@ -564,6 +615,46 @@ async fn damage_on_the_disk_to_what_validity_is_judged_by_is_noticed() {
                 "{path}, {warm}, {partitions:?}"
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn an_entry_whose_checksum_stands_wrong_beside_it_is_confirmed_all_the_same() {
+    let database = test_support::database().await;
+    let cache = patient(database.pool(2)).memory(0).build().unwrap();
+    cache.ready().await.unwrap();
+    let handler = |headers: HeaderMap| {
+        let status = match headers.get("if-none-match") {
+            Some(_) => StatusCode::NOT_MODIFIED,
+            None => StatusCode::OK,
+        };
+        ready((status, [("etag", "\"1\"")]))
+    };
+    let app = Router::new()
+        .fallback(handler)
+        .layer(cache.layer().ttl(MINUTE).domain(THINGS));
+    for path in ["/checksum", "/unpacked"] {
+        ask(&app, "GET", path).await;
+    }
+    settled(&cache).await;
+    // what lookups read stays as it was, and is made anew with each change of the row after that
+    let damage = "ALTER TABLE pgcache.entry ALTER meta DROP EXPRESSION;
+         UPDATE pgcache.entry SET checksum = '' WHERE path = '/checksum';
+         UPDATE pgcache.entry SET unpacked = 7 WHERE path = '/unpacked';
+         CREATE FUNCTION as_it_is() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             NEW.meta := pgcache.meta(NEW.born_at, NEW.expires_at, NEW.cost, NEW.unpacked, NEW.snapshot, NEW.probes, NEW.checksum);
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER as_it_is BEFORE UPDATE ON pgcache.entry FOR EACH ROW EXECUTE FUNCTION as_it_is()";
+    let admin = database.connect().await;
+    admin.batch_execute(damage).await.unwrap();
+    cache.invalidate([THINGS]).await.unwrap();
+    for path in ["/checksum", "/unpacked"] {
+        let answer = ask(&app, "GET", path).await;
+        let said = answer.cache_status();
+        assert!(said.contains("fwd-status=304; stored"), "{path}: {said}");
+        settled(&cache).await;
+        assert!(ask(&app, "GET", path).await.is_hit(), "{path}");
     }
 }
 
@@ -953,7 +1044,7 @@ async fn nobody_serves_an_older_answer_than_a_client_that_changed_it_has() {
     let readers: Vec<_> = (0..2).map(|_| instance()).collect();
     let answered = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
-    let mut clients = tokio::task::JoinSet::new();
+    let mut clients = JoinSet::new();
     for (app, _) in readers.iter().cycle().take(4) {
         let (app, answered, stop) = (app.clone(), answered.clone(), stop.clone());
         clients.spawn(async move {

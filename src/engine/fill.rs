@@ -231,19 +231,22 @@ impl Fill {
         if self.seen.is_none() && self.change.is_none() {
             return self.keep(label, freshness, marker, answer, freshens);
         }
+        let engine = self.engine.clone();
+        let Some(reservation) = self.reserve(answer.body.len()) else {
+            return engine.stats.count(|s| &s.dropped);
+        };
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let pending = self.engine.pending.enter();
+        let pending = engine.pending.enter();
         runtime.spawn(async move {
-            let engine = self.engine.clone();
             if let Some(snapshot) = self.confirmed(label.all_probes()).await {
                 self.origin.snapshot = snapshot;
                 self.keep(label, freshness, marker, answer, freshens);
             } else {
                 engine.stats.count(|s| &s.dropped);
             }
-            drop(pending);
+            drop((reservation, pending));
         });
     }
 

@@ -11,15 +11,14 @@ UPDATE pgcache.entry AS e
        scopes = ARRAY(SELECT DISTINCT s.scope
                         FROM pg_catalog.unnest(e.scopes OPERATOR(pg_catalog.||) $24[r.first_scope:r.last_scope]) AS s (scope)
                        ORDER BY s.scope),
-       checksum = r.checksum, head = r.head,
+       checksum = r.checksum, unpacked = r.unpacked, head = r.head,
        value = pgcache.value_used(e.value, 1, pgcache.value_now())
   FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
        AS r (key, epoch, incarnation, snapshot, at, age, ttl, keep, revalidatable, authority, path, route, tenant, checksum, cost,
              unpacked, head, was, first_probe, last_probe, first_scope, last_scope)
   JOIN c ON c.epoch = r.epoch::uuid AND c.incarnation = r.incarnation
  WHERE e.key = $1[1] AND e.key = r.key -- there is one; found by its index, whatever joins may not be used
-   AND e.checksum = r.was
-   AND e.unpacked IS NOT DISTINCT FROM r.unpacked
+   AND substring(e.meta FROM octet_length(e.meta) - 15) = r.was -- which whoever asked for it has read there
    AND e.epoch = c.epoch
    AND pg_snapshot_xmax(r.snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
    AND pg_snapshot_xmax(r.snapshot) >= pg_snapshot_xmax(e.snapshot)

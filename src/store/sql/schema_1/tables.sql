@@ -67,9 +67,9 @@ CREATE /*persistence*/ TABLE pgcache.change_count (
 
 -- What a lookup reads of an entry besides its head and body, in one value: to send a column takes an eighth of the time in which an
 -- entry is found, and an array takes three times as long as another column. In Postgres's binary formats, one after the other:
--- each says how long it is, but for the checksum, which is the rest. The checksum covers what stands in here: by that snapshot
--- lookup_unsearched.sql judges, and the other statements send the columns that they judged by, too. (plpgsql: array_send() is said to
--- be STABLE, so that a function in SQL would not be inlined, and planned anew by each statement.)
+-- each says how long it is, but for the checksum, which is the rest. The checksum covers what stands in here but for the times and the
+-- cost: by that snapshot lookup_unsearched.sql judges, and the other statements send the columns that they judged by, too. (plpgsql:
+-- array_send() is said to be STABLE, so that a function in SQL would not be inlined, and planned anew by each statement.)
 CREATE FUNCTION pgcache.meta(born_at timestamptz, expires_at timestamptz, cost float8, unpacked integer, snapshot pg_snapshot,
                              probes bigint[], checksum bytea) RETURNS bytea
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
