@@ -41,6 +41,18 @@ struct Minded {
     waiting: VecDeque<(Deadline, Arc<dyn Expiring>)>,
 }
 
+impl Minded {
+    /// At most as many as to become fewer with each that comes. Those that leave all at once, with the next review, leave an
+    /// allocator that keeps a few of a size at hand with more than that.
+    fn forget_some(&mut self) {
+        for _ in 0..2 {
+            if self.waiting.front().is_some_and(|(_, who)| who.is_over()) {
+                self.waiting.pop_front();
+            }
+        }
+    }
+}
+
 impl Outstanding {
     /// Whether somebody has to be found in this runtime who looks after them.
     #[must_use]
@@ -53,7 +65,10 @@ impl Outstanding {
         let minded = self.0.iter_mut().find(|minded| minded.runtime == runtime);
         let is_unminded = minded.is_none();
         match minded {
-            Some(minded) => minded.waiting.push_back((deadline, waiting)),
+            Some(minded) => {
+                minded.forget_some();
+                minded.waiting.push_back((deadline, waiting));
+            }
             None => self.0.push(Minded {
                 runtime,
                 waiting: VecDeque::from([(deadline, waiting)]),
