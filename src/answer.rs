@@ -155,7 +155,11 @@ fn conditional(
 impl Fields {
     fn with(self, added: Added) -> HeaderMap {
         match self {
-            Self::Of(answer) => answer.head.fields_with(added),
+            // if nobody else has it, the values need not be shared
+            Self::Of(answer) => match Arc::try_unwrap(answer) {
+                Ok(answer) => answer.head.into_fields_with(added),
+                Err(answer) => answer.head.fields_with(added),
+            },
             Self::Given(mut headers) => {
                 added.append_to(&mut headers);
                 headers

@@ -6,7 +6,7 @@
 //!    many, those that no head has make room. What finds none, and what is large, belongs to its head alone and counts there,
 //!    for as long as the head is kept.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock};
 
@@ -108,7 +108,8 @@ impl Layout {
 /// The shared ones, by their names as they are written.
 #[derive(Debug, Default)]
 pub(super) struct Layouts {
-    known: RwLock<HashMap<Box<[u8]>, Arc<Layout>>>,
+    /// Compared, not hashed: there are few.
+    known: RwLock<BTreeMap<Box<[u8]>, Arc<Layout>>>,
     is_full: AtomicBool,
     refused: AtomicUsize,
 }

@@ -183,40 +183,52 @@ impl Head {
     }
 
     /// The fields of an answer to a client.
-    pub(crate) fn fields_with(&self, mut added: Added) -> HeaderMap {
-        let layout = &*self.layout;
-        if layout.has_cache_control {
-            added.cache_control = None;
-        }
-        let mut headers = layout.fields(added.cache_control.is_some() && layout.has_room);
-        let mut places = headers.values_mut();
-        for (value, place) in self.values.iter().zip(places.by_ref()) {
-            *place = value.clone();
-        }
-        if layout.has_room {
-            let has_place = !layout.has_cache_status;
-            let unused = [
-                added.age.is_none().then_some(AGE),
-                (has_place && added.cache_status.is_none()).then_some(CACHE_STATUS),
-            ];
-            // in the order of the layout
-            let mut fill = |value: Option<HeaderValue>| {
-                if let (Some(place), Some(value)) = (places.next(), value) {
-                    *place = value;
-                }
-            };
-            fill(added.age.take());
-            if has_place {
-                fill(added.cache_status.take());
-            }
-            fill(added.cache_control.take());
-            for name in unused.into_iter().flatten() {
-                headers.remove(name);
-            }
-        }
-        added.append_to(&mut headers);
-        headers
+    pub(crate) fn fields_with(&self, added: Added) -> HeaderMap {
+        laid_out(&self.layout, self.values.iter().cloned(), added)
     }
+
+    /// The same of a head that is not used any more.
+    pub(crate) fn into_fields_with(self, added: Added) -> HeaderMap {
+        laid_out(&self.layout, self.values.into_iter(), added)
+    }
+}
+
+fn laid_out(
+    layout: &Layout,
+    values: impl Iterator<Item = HeaderValue>,
+    mut added: Added,
+) -> HeaderMap {
+    if layout.has_cache_control {
+        added.cache_control = None;
+    }
+    let mut headers = layout.fields(added.cache_control.is_some() && layout.has_room);
+    let mut places = headers.values_mut();
+    for (value, place) in values.zip(places.by_ref()) {
+        *place = value;
+    }
+    if layout.has_room {
+        let has_place = !layout.has_cache_status;
+        let unused = [
+            added.age.is_none().then_some(AGE),
+            (has_place && added.cache_status.is_none()).then_some(CACHE_STATUS),
+        ];
+        // in the order of the layout
+        let mut fill = |value: Option<HeaderValue>| {
+            if let (Some(place), Some(value)) = (places.next(), value) {
+                *place = value;
+            }
+        };
+        fill(added.age.take());
+        if has_place {
+            fill(added.cache_status.take());
+        }
+        fill(added.cache_control.take());
+        for name in unused.into_iter().flatten() {
+            headers.remove(name);
+        }
+    }
+    added.append_to(&mut headers);
+    headers
 }
 
 /// Names as they are written in a head.

@@ -1,5 +1,7 @@
 //! What stands beside the head and the body of an entry, as a lookup sends it: the column `meta` (`sql/schema_1/tables.sql`).
 
+use std::slice::ChunksExact;
+
 use super::Snapshot;
 
 /// Of an answer, as it was stored.
@@ -62,12 +64,9 @@ fn snapshot(raw: &mut &[u8]) -> Option<Snapshot> {
         u64::from_be_bytes(take(raw)?),
         u64::from_be_bytes(take(raw)?),
     );
-    // not made room for: it may say any number
-    let mut xip = Vec::new();
-    for _ in 0..in_progress {
-        xip.push(u64::from_be_bytes(take(raw)?));
-    }
-    Snapshot::of_numbers(xmin, xmax, xip)
+    let xid = |xid: &[u8]| Some(u64::from_be_bytes(*xid.first_chunk()?));
+    let xip: Option<_> = elements(raw, in_progress, 8)?.map(xid).collect();
+    Snapshot::of_numbers(xmin, xmax, xip?)
 }
 
 /// How many dimensions there are, whether there are nulls, and of which type; of the one dimension, its length and where it
@@ -77,14 +76,21 @@ fn array(raw: &mut &[u8]) -> Option<Vec<i64>> {
     let (dimensions, _nulls, _type) = (number()?, number()?, number()?);
     let length = match dimensions {
         0 => 0,
-        1 => (u32::try_from(number()?).ok()?, number()?).0,
+        1 => (usize::try_from(number()?).ok()?, number()?).0,
         _ => return None,
     };
-    let element = |_| {
-        let is_bigint = i32::from_be_bytes(take(raw)?) == 8;
-        is_bigint.then(|| Some(i64::from_be_bytes(take(raw)?)))?
+    let bigint = |element: &[u8]| {
+        let (length, number) = (element.first_chunk()?, element.last_chunk()?);
+        (i32::from_be_bytes(*length) == 8).then(|| i64::from_be_bytes(*number))
     };
-    (0..length).map(element).collect()
+    elements(raw, length, 12)?.map(bigint).collect()
+}
+
+/// So many with so many bytes each; `None`: that are more than there are.
+fn elements<'a>(raw: &mut &'a [u8], count: usize, bytes: usize) -> Option<ChunksExact<'a, u8>> {
+    let (elements, rest) = raw.split_at_checked(count.checked_mul(bytes)?)?;
+    *raw = rest;
+    Some(elements.chunks_exact(bytes))
 }
 
 #[cfg(test)]
