@@ -313,7 +313,7 @@ impl<B> Driver<B> {
             return Err(self.chunks);
         }
         let data = joined(self.chunks, self.length);
-        let etag = self.storing.finish(data.clone());
+        let etag = self.storing.finish(data.clone(), self.reservation);
         Ok((data, etag))
     }
 }

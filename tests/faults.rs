@@ -472,7 +472,7 @@ async fn answers_that_are_not_known_to_be_good_take_no_more_memory_than_they_may
     const LENGTH: usize = 10_000;
     let database = test_support::database().await;
     let cache = patient(database.pool(4))
-        .fill_memory(LENGTH * 5 / 2)
+        .fill_memory(LENGTH * 3 / 2)
         .policy(Policy::shared_cache())
         .build()
         .unwrap();
@@ -503,17 +503,17 @@ async fn answers_that_are_not_known_to_be_good_take_no_more_memory_than_they_may
     let lock = admin.transaction().await.unwrap();
     let sql = "LOCK TABLE pgcache.epoch IN ACCESS EXCLUSIVE MODE";
     lock.batch_execute(sql).await.unwrap();
-    for dropped in [0, 1] {
+    // the second passes through: the first is still there
+    for _ in 0..2 {
         gate.add_permits(1);
         let answer = timeout(HANG, posts.join_next()).await.expect("an answer");
         assert_eq!(answer.unwrap().unwrap().text().len(), LENGTH);
-        until("it is known", || cache.stats().dropped == dropped).await;
         assert_eq!(cache.stats().stored, 0);
     }
     lock.rollback().await.unwrap();
     settled(&cache).await;
     let stats = cache.stats();
-    assert_eq!((stats.stored, stats.dropped), (1, 1));
+    assert_eq!((stats.stored, stats.dropped), (1, 0));
 }
 
 // --- what stands in the database ---

@@ -168,9 +168,9 @@ impl Fill {
     }
 
     /// Room for a body of which some is stored already; `None`: too much is on its way.
-    pub(crate) fn reserve(&self, bytes: usize) -> Option<Reservation> {
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<Arc<Reservation>> {
         let reservation = Reservation::new(self.engine.budget.clone());
-        reservation.grow(bytes).then_some(reservation)
+        reservation.grow(bytes).then(|| Arc::new(reservation))
     }
 
     /// What is stored already, and may be stale or invalid.
@@ -204,7 +204,7 @@ impl Fill {
             key,
             ..Answer::clone(&entry.answer)
         };
-        self.store(label, freshness, marker, answer, freshens);
+        self.store(label, freshness, marker, answer, freshens, None);
     }
 
     /// The stored answer has turned out to be of no use.
@@ -220,6 +220,7 @@ impl Fill {
     }
 
     /// Keeps the answer; one that was made from what a replica has, or before a change of ours, if it is good all the same.
+    /// `room`: of a body that has just come.
     fn store(
         mut self,
         label: Label,
@@ -227,26 +228,24 @@ impl Fill {
         marker: Option<Marker>,
         answer: Answer,
         freshens: Option<Freshened>,
+        room: Option<Arc<Reservation>>,
     ) {
         if self.seen.is_none() && self.change.is_none() {
             return self.keep(label, freshness, marker, answer, freshens);
         }
-        let engine = self.engine.clone();
-        let Some(reservation) = self.reserve(answer.body.len()) else {
-            return engine.stats.count(|s| &s.dropped);
-        };
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let pending = engine.pending.enter();
+        let pending = self.engine.pending.enter();
         runtime.spawn(async move {
+            let engine = self.engine.clone();
             if let Some(snapshot) = self.confirmed(label.all_probes()).await {
                 self.origin.snapshot = snapshot;
                 self.keep(label, freshness, marker, answer, freshens);
             } else {
                 engine.stats.count(|s| &s.dropped);
             }
-            drop((reservation, pending));
+            drop((room, pending));
         });
     }
 
@@ -403,8 +402,9 @@ pub(crate) struct Storing {
 }
 
 impl Storing {
-    /// The body is complete. Returns the validator that was made for it.
-    pub(crate) fn finish(self, body: Bytes) -> Option<HeaderValue> {
+    /// The body is complete. Returns the validator that was made for it. `room`: what the body takes of the [`Budget`], as long as
+    /// it is not known whether the answer is good.
+    pub(crate) fn finish(self, body: Bytes, room: Arc<Reservation>) -> Option<HeaderValue> {
         let Self {
             fill,
             mut label,
@@ -426,7 +426,7 @@ impl Storing {
             probes: Vec::new(),
             cost: Duration::ZERO,
         };
-        fill.store(label, freshness, marker, answer, None);
+        fill.store(label, freshness, marker, answer, None, Some(room));
         etag
     }
 

@@ -28,7 +28,10 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner};
 use tokio::sync::Barrier;
 
-use super::{Asked, Engine, Entry, Fill, Label, Question, Recalled, Settings, Shared, StoredHead};
+use super::{
+    Asked, Engine, Entry, Fill, Label, Question, Recalled, Reservation, Settings, Shared,
+    StoredHead,
+};
 use crate::domain::{Domain, Scope};
 use crate::http::storable::Freshness;
 use crate::key::Key;
@@ -203,7 +206,8 @@ impl World {
             // the body is on its way
             self.model.step().await;
             let body: Vec<String> = versions.iter().map(u64::to_string).collect();
-            storing.finish(body.join(",").into());
+            let room = Arc::new(Reservation::new(storing.budget()));
+            storing.finish(body.join(",").into(), room);
         }
         versions
     }

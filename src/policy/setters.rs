@@ -1,7 +1,7 @@
 //! The setters of a policy: written once, for the policy itself, the engine's builder, a layer and a row of a table
 //! of routes.
 
-/// The setters of a [`Policy`], for a type with a method `policy_mut`.
+/// The setters of a [`Policy`](super::Policy), for a type with a method `policy_mut`.
 macro_rules! policy_setters {
     () => {
         /// How long answers are fresh that do not say so themselves: those with status 200, 203, 204, 300, 301

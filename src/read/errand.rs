@@ -44,7 +44,7 @@ pub(super) struct Beginning {
     /// How long the rest is.
     pub(super) missing: usize,
     /// The room for it.
-    pub(super) _reservation: Reservation,
+    pub(super) room: Arc<Reservation>,
 }
 
 impl Errand {
@@ -82,7 +82,7 @@ impl Errand {
         self.completes = Some(Beginning {
             part,
             missing: length,
-            _reservation: fill.reserve(length)?,
+            room: fill.reserve(length)?,
         });
         self.answers_conditionals = true;
         request.extend(fields);

@@ -25,7 +25,7 @@ use crate::plan::{Read, Subject};
 use crate::policy::GeneratedEtag;
 use crate::runtime::Remarks;
 
-use super::errand::Errand;
+use super::errand::{Beginning, Errand};
 use super::storing::content_length;
 
 impl Caching {
@@ -85,7 +85,7 @@ impl<S> Call<S> {
     fn complete<B>(
         &self,
         mut errand: Errand,
-        part: &Entry,
+        Beginning { part, room, .. }: Beginning,
         fill: Fill,
         mut head: response::Parts,
         rest: Option<Bytes>,
@@ -96,7 +96,7 @@ impl<S> Call<S> {
         let combined = rest
             .and_then(|rest| combined((&part.head.fields(), &part.body), (&head.headers, &rest)));
         let Some((headers, body)) = combined else {
-            return self.misfit(&errand, part, fill, head.status);
+            return self.misfit(&errand, &part, fill, head.status);
         };
         (head.status, head.headers) = (StatusCode::OK, headers);
         let status = head.status;
@@ -110,7 +110,8 @@ impl<S> Call<S> {
                     headers,
                     etag: GeneratedEtag::Off,
                 };
-                fill.begin(label, freshness, stored).finish(body.clone());
+                fill.begin(label, freshness, stored)
+                    .finish(body.clone(), room);
                 CacheStatus::Stored { why, status }
             }
             Err(reason) => CacheStatus::NotStored {
@@ -219,7 +220,7 @@ impl<S> Call<S> {
         );
         if let Some(beginning) = errand.completes.take().filter(|_| is_about_rest) {
             let rest = collected(body, beginning.missing).await;
-            return Ok(self.complete(errand, &beginning.part, fill, head, rest, remarks));
+            return Ok(self.complete(errand, beginning, fill, head, rest, remarks));
         }
         let is_confirmed = |entry: &mut Arc<Entry>| match head.status {
             StatusCode::NOT_MODIFIED => errand.revalidates,

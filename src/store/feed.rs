@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::kept::{Life, Session, Which};
 use super::timer::{Late, Timer};
-use super::{Deadline, Origin, Snapshot, Store, read_transaction};
+use super::{Deadline, Origin, Snapshot, Store, read};
 use crate::error::{Error, ErrorKind};
 
 /// How many changed keys a read returns at most, four for a row of the log. More is a gap.
@@ -118,10 +118,7 @@ impl Store {
         let rows = if self.is_read_committed() {
             client.query_typed(&self.sql.feed, &parameters).await?
         } else {
-            let transaction = read_transaction(client).await?;
-            let rows = transaction.query_typed(&self.sql.feed, &parameters).await?;
-            transaction.commit().await?;
-            rows
+            read(client, &self.sql.feed, &parameters).await?
         };
         let row = rows
             .first()

@@ -1,4 +1,4 @@
-//! Leases, and what it takes to judge an answer as of an earlier moment.
+//! Leases: who fills what, over all instances.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, GenericClient, Row};
 
 use super::schema::Sql;
-use super::{Origin, Snapshot, Store, read_transaction, write_transaction};
+use super::{Snapshot, Store, write_transaction};
 use crate::error::Error;
 use crate::key::Key;
 
@@ -83,66 +83,6 @@ impl Store {
     ) -> Result<(), Error> {
         self.run(within, move |store, mut connection| async move {
             give_back(connection.client(), &store.sql, key.as_bytes(), holder).await
-        })
-        .await
-    }
-
-    /// Whether nothing with these keys was committed after `since` and up to `until`. False also if that cannot be
-    /// said any more.
-    pub(crate) async fn unchanged_between(
-        self: &Arc<Self>,
-        probes: Vec<i64>,
-        since: Snapshot,
-        until: Snapshot,
-        within: Duration,
-    ) -> Result<bool, Error> {
-        self.run(within, move |store, mut connection| async move {
-            let (since, until) = (since.to_string(), until.to_string());
-            let transaction = read_transaction(connection.client()).await?;
-            let row = transaction
-                .query_typed_one(
-                    &store.sql.unchanged_between,
-                    &[
-                        (&probes, Type::INT8_ARRAY),
-                        (&since, Type::TEXT),
-                        (&until, Type::TEXT),
-                    ],
-                )
-                .await?;
-            transaction.commit().await?;
-            Ok(row.try_get(0)?)
-        })
-        .await
-    }
-
-    /// A snapshot of now, if nothing with these keys has changed since then but by that transaction, which has committed.
-    pub(crate) async fn unchanged_but_by(
-        self: &Arc<Self>,
-        probes: Vec<i64>,
-        since: Origin,
-        xid: u64,
-        within: Duration,
-    ) -> Result<Option<Snapshot>, Error> {
-        self.run(within, move |store, mut connection| async move {
-            let (snapshot, own) = (since.snapshot.to_string(), xid.to_string());
-            let transaction = read_transaction(connection.client()).await?;
-            let row = transaction
-                .query_typed(
-                    &store.sql.unchanged_but_by,
-                    &[
-                        (&probes, Type::INT8_ARRAY),
-                        (&snapshot, Type::TEXT),
-                        (&own, Type::TEXT),
-                        (&&*since.epoch, Type::TEXT),
-                        (&&*since.incarnation, Type::TEXT),
-                    ],
-                )
-                .await?;
-            transaction.commit().await?;
-            let snapshot = row.first().map(|row| row.try_get::<_, &str>(0));
-            let snapshot: Option<Snapshot> = snapshot.transpose()?.and_then(|s| s.parse().ok());
-            // one with too much in progress is carried along as one that sees less
-            Ok(snapshot.filter(|snapshot| snapshot.sees(xid)))
         })
         .await
     }

@@ -12,6 +12,7 @@ mod batch;
 mod checksum;
 mod connection;
 mod feed;
+mod hindsight;
 mod housekeeping;
 mod identity;
 mod idle;
@@ -40,7 +41,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::{Client, IsolationLevel, Transaction};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, IsolationLevel, Row, Transaction};
 
 pub(crate) use administer::{Parameters, WatchedTable};
 pub(crate) use checksum::Checksum;
@@ -203,6 +205,18 @@ async fn read_transaction(client: &mut Client) -> Result<Transaction<'_>, Error>
         .read_only(true)
         .start()
         .await?)
+}
+
+/// What one statement says in a transaction of its own.
+async fn read(
+    client: &mut Client,
+    statement: &str,
+    parameters: &[(&(dyn ToSql + Sync), Type)],
+) -> Result<Vec<Row>, Error> {
+    let transaction = read_transaction(client).await?;
+    let rows = transaction.query_typed(statement, parameters).await?;
+    transaction.commit().await?;
+    Ok(rows)
 }
 
 impl Store {

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
-use tokio_postgres::types::{ToSql, Type};
 
-use super::{Connection, Deadline, Origin, Snapshot, Source, Store, read_transaction};
+use super::{Connection, Deadline, Origin, Snapshot, Source};
 use crate::error::{Error, ErrorKind};
 
 /// What a look at a replica has shown.
@@ -17,8 +16,8 @@ pub(crate) struct Sight {
     pub(crate) snapshot: Snapshot,
     in_recovery: bool,
     started_at: String,
-    system_identifier: i64,
-    timeline: i32,
+    pub(super) system_identifier: i64,
+    pub(super) timeline: i32,
 }
 
 impl Sight {
@@ -45,7 +44,7 @@ impl Sight {
     }
 }
 
-/// Looks at a replica. The work runs in a task of its own, as that of [`Store::run`]; the permit is given back with the
+/// Looks at a replica. The work runs in a task of its own, as that of [`Store::run`](super::Store::run); the permit is given back with the
 /// connection, though nobody waits any more.
 pub(crate) async fn look(
     source: &Arc<dyn Source>,
@@ -89,33 +88,4 @@ async fn sight(connection: &mut Connection) -> Result<Sight, Error> {
         system_identifier: row.try_get(3)?,
         timeline: row.try_get(4)?,
     })
-}
-
-impl Store {
-    /// Whether an answer that was made from what a replica had is good as of `until`.
-    pub(crate) async fn vouches_for(
-        self: &Arc<Self>,
-        sight: Sight,
-        probes: Vec<i64>,
-        until: Snapshot,
-        within: Duration,
-    ) -> Result<bool, Error> {
-        self.run(within, move |store, mut connection| async move {
-            let (since, until) = (sight.snapshot.to_string(), until.to_string());
-            let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
-                (&probes, Type::INT8_ARRAY),
-                (&since, Type::TEXT),
-                (&until, Type::TEXT),
-                (&sight.system_identifier, Type::INT8),
-                (&sight.timeline, Type::INT4),
-            ];
-            let transaction = read_transaction(connection.client()).await?;
-            let row = transaction
-                .query_typed_one(&store.sql.vouch, &parameters)
-                .await?;
-            transaction.commit().await?;
-            Ok(row.try_get(0)?)
-        })
-        .await
-    }
 }

@@ -7,8 +7,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
 use http::{Request, Response, StatusCode};
+use test_support::Database;
 use test_support::http::{Answer, send};
-use tower_pgcache::{Domain, PgCache, Policy, domain};
+use tower_pgcache::{Domain, PgCache, PgCacheBuilder, PgCacheLayer, Policy, domain};
 
 const DATA: &str = "0123456789";
 const FILE: Domain = domain!("file");
@@ -27,12 +28,19 @@ async fn stage() -> Stage {
 }
 
 async fn stage_with(policy: Policy) -> Stage {
+    stage_of(policy, |builder| builder, |layer, _| layer).await
+}
+
+async fn stage_of(
+    policy: Policy,
+    settings: impl FnOnce(PgCacheBuilder) -> PgCacheBuilder,
+    route: impl FnOnce(PgCacheLayer, &Database) -> PgCacheLayer,
+) -> Stage {
     let database = test_support::database().await;
-    let cache = PgCache::builder(database.pool(4))
+    let builder = PgCache::builder(database.pool(4))
         .lookup_deadline(std::time::Duration::from_secs(60))
-        .policy(policy)
-        .build()
-        .unwrap();
+        .policy(policy);
+    let cache = settings(builder).build().unwrap();
     cache.ready().await.unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
     let etag = Arc::new(Mutex::new(r#""a""#));
@@ -78,7 +86,7 @@ async fn stage_with(policy: Policy) -> Stage {
     };
     let app = Router::new()
         .route("/file", get(origin))
-        .layer(cache.layer().domain(FILE));
+        .layer(route(cache.layer().domain(FILE), &database));
     Stage {
         app,
         cache,
@@ -194,14 +202,20 @@ async fn a_beginning_of_what_is_too_long_to_be_stored_is_not_completed() {
 
 #[tokio::test]
 async fn an_origin_that_sends_what_does_not_fit_spoils_one_answer_at_most() {
-    let stage = stage().await;
-    stage.ask(&[("range", "bytes=0-3")]).await;
-    *stage.etag.lock().unwrap() = r#""b""#;
-    stage.obeys_if_range.store(false, Ordering::Relaxed);
-    assert_eq!(stage.ask(&[]).await.status, StatusCode::BAD_GATEWAY);
-    let whole = stage.ask(&[]).await;
-    assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
-    assert_eq!(stage.asked(), ["bytes=0-3", "bytes=4-", ""]);
+    let from_replica =
+        |layer: PgCacheLayer, database: &Database| layer.snapshot_from(database.pool(2));
+    // that is room for the rest, and not for the whole
+    let small = |builder: PgCacheBuilder| builder.fill_memory(8);
+    let policy = Policy::shared_cache;
+    for stage in [stage().await, stage_of(policy(), small, from_replica).await] {
+        stage.ask(&[("range", "bytes=0-3")]).await;
+        *stage.etag.lock().unwrap() = r#""b""#;
+        stage.obeys_if_range.store(false, Ordering::Relaxed);
+        assert_eq!(stage.ask(&[]).await.status, StatusCode::BAD_GATEWAY);
+        let whole = stage.ask(&[]).await;
+        assert_eq!((whole.status, whole.text()), (StatusCode::OK, DATA));
+        assert_eq!(stage.asked(), ["bytes=0-3", "bytes=4-", ""]);
+    }
 }
 
 #[tokio::test]
