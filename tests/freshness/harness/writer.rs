@@ -120,10 +120,13 @@ impl Writer {
     /// Until the connection breaks.
     async fn work(&mut self, sql: &Client) {
         let run = self.run.clone();
-        while !sql.is_closed() {
+        loop {
             let Ok(permit) = run.may_write.acquire().await else {
                 return; // it is over
             };
+            if sql.is_closed() {
+                return; // perhaps long ago: somebody else has the permit
+            }
             permit.forget();
             let began = Instant::now();
             match self.change_something(sql).await {
