@@ -193,6 +193,7 @@ impl Head {
     }
 }
 
+/// The values in their places, in the order of the layout, and what is added.
 fn laid_out(
     layout: &Layout,
     values: impl Iterator<Item = HeaderValue>,
