@@ -46,6 +46,8 @@ pub(crate) struct Fill {
     seen: Option<Box<Seen>>,
     /// It was called before this transaction of ours, which the answer has to see.
     change: Option<u64>,
+    /// Of a body that has just come, as long as it is not known whether the answer is good.
+    room: Option<Arc<Reservation>>,
 }
 
 /// What is written next to an answer.
@@ -121,6 +123,7 @@ impl Fill {
             lease: None,
             seen: None,
             change: None,
+            room: None,
         }
     }
 
@@ -204,7 +207,7 @@ impl Fill {
             key,
             ..Answer::clone(&entry.answer)
         };
-        self.store(label, freshness, marker, answer, freshens, None);
+        self.store(label, freshness, marker, answer, freshens);
     }
 
     /// The stored answer has turned out to be of no use.
@@ -220,7 +223,6 @@ impl Fill {
     }
 
     /// Keeps the answer; one that was made from what a replica has, or before a change of ours, if it is good all the same.
-    /// `room`: of a body that has just come.
     fn store(
         mut self,
         label: Label,
@@ -228,7 +230,6 @@ impl Fill {
         marker: Option<Marker>,
         answer: Answer,
         freshens: Option<Freshened>,
-        room: Option<Arc<Reservation>>,
     ) {
         if self.seen.is_none() && self.change.is_none() {
             return self.keep(label, freshness, marker, answer, freshens);
@@ -245,7 +246,7 @@ impl Fill {
             } else {
                 engine.stats.count(|s| &s.dropped);
             }
-            drop((room, pending));
+            drop(pending);
         });
     }
 
@@ -406,12 +407,13 @@ impl Storing {
     /// it is not known whether the answer is good.
     pub(crate) fn finish(self, body: Bytes, room: Arc<Reservation>) -> Option<HeaderValue> {
         let Self {
-            fill,
+            mut fill,
             mut label,
             freshness,
             mut head,
             _pending,
         } = self;
+        fill.room = Some(room);
         let etag = generated_etag(&head, &body);
         if let Some(etag) = &etag {
             head.headers.insert(ETAG, etag.clone());
@@ -426,7 +428,7 @@ impl Storing {
             probes: Vec::new(),
             cost: Duration::ZERO,
         };
-        fill.store(label, freshness, marker, answer, None, Some(room));
+        fill.store(label, freshness, marker, answer, None);
         etag
     }
 

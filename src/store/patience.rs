@@ -42,8 +42,8 @@ struct Minded {
 }
 
 impl Minded {
-    /// At most as many as to become fewer with each that comes. Those that leave all at once, with the next review, leave an
-    /// allocator that keeps a few of a size at hand with more than that.
+    /// Up to two of those that have an answer, so that they become fewer as others come: if all were left to the next review, an
+    /// allocator would get back hundreds of one size at once, and keeps a few at hand.
     fn forget_some(&mut self) {
         for _ in 0..2 {
             if self.waiting.front().is_some_and(|(_, who)| who.is_over()) {
